@@ -1,0 +1,114 @@
+"""Defaults < YAML file < command line, read by cyclopts; and back to YAML."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.config import Dict
+
+from frostline.config.sections import RunConfig
+from frostline.errors import ConfigError
+
+Config = TypeVar("Config", bound=RunConfig)
+
+
+@dataclass(frozen=True)
+class ConfigSource:
+    """A YAML document and where it came from; empty for a system's defaults."""
+
+    system: str
+    document: dict[str, Any]
+    path: str = ""
+
+
+def read_yaml(path: Path) -> ConfigSource:
+    """Read a configuration file; its ``name`` key says which system it is for.
+
+    Raises:
+        ConfigError: No such file, not YAML, a key twice, or no ``name``.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration: {error.strerror}", where=str(path)) from None
+    try:
+        document = yaml.load(text, Loader=_StrictLoader)
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(error.problem or "not YAML", where=f"{path}{line}") from None
+    if not isinstance(document, dict) or not isinstance(document.get("name"), str):
+        raise ConfigError(
+            "the configuration names no system", where=str(path), do="add a line such as 'name: semcom'"
+        )
+    name = document.pop("name")
+    return ConfigSource(name, document, str(path))
+
+
+def load_config(kind: type[Config], source: ConfigSource, arguments: Sequence[str] = ()) -> Config:
+    """Build a configuration from its defaults, a file's keys and ``--section.key value`` arguments.
+
+    Raises:
+        ConfigError: An unknown key, a value of the wrong type, or words left over.
+    """
+    app = config_app(kind, source)
+    try:
+        config = app(list(arguments), exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        raise ConfigError(str(error).rstrip("."), where=source.path) from None
+    assert isinstance(config, kind)
+    return config
+
+
+def config_app(kind: type[Config], source: ConfigSource, name: str = "") -> App:
+    """The cyclopts app whose only job is to return the configuration; its help lists every key."""
+    app = App(
+        name=name or source.system,
+        help="",
+        config=[Dict(source.document, source=source.path)] if source.document else [],
+        help_flags=[],
+        version_flags=[],
+        result_action="return_value",
+        help_format="plaintext",
+    )
+
+    def build(*, config: kind = kind()) -> RunConfig:  # type: ignore[valid-type]
+        return config
+
+    build.__annotations__["config"] = Annotated[kind, Parameter(name="*")]
+    app.default(build)
+    return app
+
+
+def dump_config(config: RunConfig, system: str) -> str:
+    """The resolved configuration as YAML that `read_yaml` and `load_config` take back unchanged."""
+    document = {"name": system, **_lists(dataclasses.asdict(config))}
+    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+
+
+def _lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _lists(item) for key, item in value.items()}
+    return [_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice."""
+
+
+def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", key_node.start_mark)
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)

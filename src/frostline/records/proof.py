@@ -1,0 +1,47 @@
+"""Whether two steps give the same gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+ProofClass = Literal["EXACT", "ROUNDING", "BOUNDED", "none"]
+"""``EXACT`` bitwise; ``ROUNDING`` within a small multiple of the measured fp32-against-fp64 noise;
+``BOUNDED`` approximate, the error is printed; ``none`` nothing to compare, for nothing trains."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientDifference:
+    """One parameter's gradient in the two steps.
+
+    Attributes:
+        name: The parameter's qualified name.
+        equal: Whether the two are bitwise equal.
+        max_relative: Largest absolute difference over the plain gradient's largest absolute entry;
+            infinite where exactly one of the two is missing.
+        cosine: Cosine of the angle between the two.
+    """
+
+    name: str
+    equal: bool
+    max_relative: float
+    cosine: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProofReport:
+    """The comparison of a plain step with a treated one.
+
+    Attributes:
+        proof_class: The strongest class that holds for every parameter.
+        worst: The parameter with the largest relative difference; None where nothing trains.
+        per_parameter: One entry a trainable parameter.
+        noise_floor: The plain step's own relative error in fp32 against fp64, where it was measured.
+        loss_difference: Absolute difference of the two losses.
+    """
+
+    proof_class: ProofClass
+    worst: GradientDifference | None
+    per_parameter: tuple[GradientDifference, ...]
+    noise_floor: float | None
+    loss_difference: float
