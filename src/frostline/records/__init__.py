@@ -3,11 +3,12 @@
 from frostline.records.evaluation import Curve, EvaluationReport
 from frostline.records.memory import AllocatorCounters, LivePoint, MemoryReport
 from frostline.records.proof import GradientDifference, ProofClass, ProofReport
-from frostline.records.run import RunReport, StepRecord
+from frostline.records.run import Component, RunReport, StepRecord
 from frostline.records.text import Record, from_json, to_json
 
 __all__ = [
     "AllocatorCounters",
+    "Component",
     "Curve",
     "EvaluationReport",
     "GradientDifference",

@@ -11,12 +11,14 @@ class Curve:
 
     Attributes:
         name: What the legend says.
+        y_name: The quantity, with its unit; curves of one `y_name` share a plot.
         x: Where it was measured, in the report's `x_name`.
-        y: The values there, in the report's `y_name`.
+        y: The values there.
         note: What a reader must know to compare it fairly.
     """
 
     name: str
+    y_name: str
     x: tuple[float, ...]
     y: tuple[float, ...]
     note: str = ""
@@ -30,7 +32,6 @@ class EvaluationReport:
         system: The system's name.
         title: One line saying what was evaluated on what.
         x_name: The sweep's axis, with its unit.
-        y_name: The score, with its unit.
         curves: One a method.
         facts: Single numbers by name; the name carries the unit.
     """
@@ -38,6 +39,5 @@ class EvaluationReport:
     system: str
     title: str
     x_name: str
-    y_name: str
     curves: tuple[Curve, ...]
     facts: dict[str, float]

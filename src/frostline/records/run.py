@@ -6,6 +6,25 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
+class Component:
+    """One part of a model, as a run's header lists it.
+
+    Attributes:
+        name: What the field calls it.
+        num_parameters: All its parameters.
+        num_trainable: Those that train.
+        mode: ``train``, ``eval``, or empty for what is not a module.
+        note: Where it lives, or what is particular about it.
+    """
+
+    name: str
+    num_parameters: int
+    num_trainable: int
+    mode: str
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepRecord:
     """One step of one phase: one optimizer update, however many micro-batches fed it.
 

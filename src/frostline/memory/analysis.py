@@ -1,0 +1,90 @@
+"""What an allocation log says: pure functions from the log to numbers, each about one device type."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from frostline.records import LivePoint
+from frostline.tracing import Allocation, AllocationLog
+
+CATEGORIES = (
+    "parameters",
+    "gradients",
+    "optimizer state",
+    "buffers",
+    "inputs",
+    "saved for backward",
+    "temporaries",
+)
+
+
+def live_bytes(log: AllocationLog, device: str) -> list[int]:
+    """Bytes alive at the start of the step and after each of its events."""
+    total = sum(n for number, n in log.resident.items() if log.allocations[number].device == device)
+    totals = [total]
+    for number, delta in log.events:
+        if log.allocations[number].device == device:
+            total += delta
+        totals.append(total)
+    return totals[log.step_start :]
+
+
+def alive(log: AllocationLog, device: str, num_events: int) -> Counter[int]:
+    """Bytes by number of the storages alive after so many events of the step."""
+    bytes_by_number = Counter(log.resident)
+    for number, delta in log.events[: log.step_start + num_events]:
+        bytes_by_number[number] += delta
+    return Counter(
+        {number: n for number, n in bytes_by_number.items() if n and log.allocations[number].device == device}
+    )
+
+
+def by_category(log: AllocationLog, storages: Counter[int]) -> dict[str, int]:
+    """Bytes of the storages by what they are, in the order of `CATEGORIES`."""
+    totals = dict.fromkeys(CATEGORIES, 0)
+    for number, num_bytes in storages.items():
+        totals[_category(log.allocations[number])] += num_bytes
+    return totals
+
+
+def by_module(log: AllocationLog, storages: Counter[int]) -> dict[str, int]:
+    """Bytes of the storages by the module that allocated them, or else the phase; the largest first."""
+    totals: Counter[str] = Counter()
+    for number, num_bytes in storages.items():
+        totals[place(log.allocations[number])] += num_bytes
+    return dict(totals.most_common())
+
+
+def place(allocation: Allocation) -> str:
+    """The module whose forward allocated a storage, or the phase where none was running."""
+    return allocation.module or allocation.phase
+
+
+def describe(allocation: Allocation) -> str:
+    """``forward · vision_tower.blocks.0 · aten.gelu (8, 36864, 512)``."""
+    where = (allocation.phase, allocation.module, f"{allocation.op} {allocation.shape}")
+    return " · ".join(part for part in where if part)
+
+
+def thin(live: Iterable[int], num_points: int = 400) -> tuple[LivePoint, ...]:
+    """The curve in at most so many points: the lowest and the highest of each stretch, and both ends."""
+    points = [LivePoint(event=event, live_bytes=num_bytes) for event, num_bytes in enumerate(live)]
+    if len(points) <= num_points:
+        return tuple(points)
+    kept = {points[0], points[-1]}
+    num_stretches = num_points // 2 - 1
+    for i in range(num_stretches):
+        stretch = points[len(points) * i // num_stretches : len(points) * (i + 1) // num_stretches]
+        kept |= {min(stretch, key=_height), max(stretch, key=_height)}
+    return tuple(sorted(kept, key=lambda point: point.event))
+
+
+def _height(point: LivePoint) -> int:
+    return point.live_bytes
+
+
+def _category(allocation: Allocation) -> str:
+    if allocation.kind == "step":
+        return "saved for backward" if allocation.saved else "temporaries"
+    return allocation.kind

@@ -1,0 +1,36 @@
+"""Procedural scenes: one seeded description, drawn by the renderer a system needs.
+
+``describe`` says what is there (objects, colours, sizes, positions, camera, caption); ``render_flat`` draws it in 2-D.
+Everything about scene ``i`` is a function of ``(seed, split, i)`` alone: data sets need no files, and neither
+the order nor the number of loader processes changes a pixel.
+"""
+
+from frostline.scenes.description import (
+    COLOURS,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    SPLITS,
+    Scenes,
+    Split,
+    boxes,
+    captions,
+    describe,
+    digest,
+)
+from frostline.scenes.flat import render_flat
+
+__all__ = [
+    "COLOURS",
+    "RELATIONS",
+    "SHAPES",
+    "SIZES",
+    "SPLITS",
+    "Scenes",
+    "Split",
+    "boxes",
+    "captions",
+    "describe",
+    "digest",
+    "render_flat",
+]

@@ -1,0 +1,71 @@
+"""semcom's configuration: a codec and a channel in the middle of a frozen Florence-2."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from frostline.config import DataConfig, MemoryConfig, RunConfig, SystemConfig, TrainingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class SemcomDataConfig(DataConfig):
+    """Pictures and what is to be said of them."""
+
+    kind: Literal["scenes", "coco"] = "scenes"
+    """Procedural scenes, or pictures with captions in COCO's layout."""
+    task: Literal["caption", "detection", "both"] = "caption"
+    """What the receiver is asked; coco has captions only."""
+    num_scenes: int = 4096
+    """Different training scenes."""
+    num_test: int = 1000
+    """Unseen scenes, or held-out pictures, to evaluate on."""
+    images: str = ""
+    """COCO: the folder of pictures."""
+    captions: str = ""
+    """COCO: the annotation file, such as captions_train2017.json."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SemcomSystemConfig(SystemConfig):
+    """The split, the codec and the channel."""
+
+    model: str = "nano"
+    """nano, a Florence-2 on the hub (florence-community/Florence-2-base) or a local directory."""
+    mode: Literal["vision_tower", "image_proj_norm"] = "vision_tower"
+    """Where the frozen model is cut: behind its vision tower or behind its projector."""
+    codec: Literal["adaptive", "linear", "none"] = "adaptive"
+    """SNR-adaptive, linear, or none: raw features on the channel, nothing to train, only to monitor."""
+    symbols_per_token: int = 4
+    """Complex channel uses for each visual token: the bandwidth."""
+    hidden_dim: int = 128
+    """Width of the adaptive codec."""
+    channel: Literal["noiseless", "awgn", "rayleigh"] = "awgn"
+    """Rayleigh is block fading: one gain a picture, known to the receiver."""
+    snr_min_db: float = -6.0
+    """Lowest Es/N0 in training, drawn uniformly for each picture."""
+    snr_max_db: float = 15.0
+    """Highest Es/N0 in training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SemcomTrainingConfig(TrainingConfig):
+    """Defaults that suit a codec of this size."""
+
+    num_steps: int = 1500
+    """Optimizer updates in all."""
+    learning_rate: float = 2e-3
+    """Peak learning rate of AdamW."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SemcomConfig(RunConfig):
+    """Everything a semcom run needs."""
+
+    data: SemcomDataConfig = field(default_factory=SemcomDataConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    training: SemcomTrainingConfig = field(default_factory=SemcomTrainingConfig)
+    system: SemcomSystemConfig = field(default_factory=SemcomSystemConfig)
+
+
+CONFIG = SemcomConfig
