@@ -72,7 +72,7 @@ def gradients(model, *args, seed=0):
 
 
 def equal(left, right):
-    return len(left) == len(right) and all(torch.equal(a, b) for a, b in zip(left, right))
+    return len(left) == len(right) and all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
 
 
 @pytest.mark.parametrize("trainable", [True, False])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -34,10 +35,20 @@ def problem(dtype=torch.float64, seed=0):
 
 
 def value_and_gradients(loss, tensors, trainable):
-    leaves = [tensor.detach().clone().requires_grad_(train) for tensor, train in zip(tensors, trainable)]
+    leaves = [
+        tensor.detach().clone().requires_grad_(train)
+        for tensor, train in zip(tensors, trainable, strict=True)
+    ]
     value = loss(*leaves)
     value.backward()
     return [value.detach(), *(leaf.grad for leaf in leaves)]
+
+
+def both(run, tensors, trainable=(True,)):
+    """Values and gradients of ``run(loss, *tensors)`` with our loss and with the plain one."""
+    return [
+        value_and_gradients(partial(run, loss), tensors, trainable) for loss in (chunked_cross_entropy, plain)
+    ]
 
 
 def relative_error(actual, expected):
@@ -60,7 +71,7 @@ def test_equals_plain_in_float64(chunk_tokens, trainable, reduction):
     theirs = value_and_gradients(
         lambda h, w, b: plain(h, w, target, bias=b, reduction=reduction), tensors, trainable
     )
-    for mine, reference in zip(ours, theirs):
+    for mine, reference in zip(ours, theirs, strict=True):
         assert (mine is None) == (reference is None)
         if mine is not None:
             torch.testing.assert_close(mine, reference, rtol=1e-12, atol=1e-12)
@@ -87,7 +98,7 @@ def test_rounding_is_that_of_plain_torch(dtype):
         lambda h, w, b: chunked_cross_entropy(h, w, target, bias=b, chunk_tokens=8), tensors, (True,) * 3
     )
     assert ours[0].dtype == torch.float32
-    for mine, reference, exact in zip(ours, theirs, truth):
+    for mine, reference, exact in zip(ours, theirs, truth, strict=True):
         noise = max(relative_error(reference, exact), torch.finfo(dtype).eps)
         assert mine.dtype == reference.dtype
         assert relative_error(mine, exact) <= 3 * noise
@@ -111,7 +122,7 @@ def test_follows_autocast_as_linear_does():
     ours = run(lambda h, w, b: chunked_cross_entropy(h, w, target, bias=b, chunk_tokens=8))
     theirs = run(lambda h, w, b: plain(h, w, target, bias=b))
     torch.testing.assert_close(ours[0], theirs[0], rtol=1e-6, atol=1e-6)
-    for mine, reference in zip(ours[1:], theirs[1:]):
+    for mine, reference in zip(ours[1:], theirs[1:], strict=True):
         assert mine.dtype == torch.float32
         assert relative_error(mine, reference) < 2 * torch.finfo(torch.bfloat16).eps
 
@@ -119,34 +130,26 @@ def test_follows_autocast_as_linear_does():
 def test_a_loss_scale_keeps_small_float16_gradients():
     hidden, weight, _, target = problem(torch.float16)
     hidden, target = hidden.repeat(200, 1), target.repeat(200)
-    scale = 2.0**16
-    ours, theirs = (
-        value_and_gradients(lambda h, w: loss(h, w, target) * scale, (hidden, weight), (True, False))[1]
-        for loss in (chunked_cross_entropy, plain)
+    (_, ours, _), (_, theirs, _) = both(
+        lambda loss, h, w: loss(h, w, target) * 2.0**16, (hidden, weight), (True, False)
     )
     assert torch.equal(ours == 0, theirs == 0)
     assert relative_error(ours, theirs) < 4 * torch.finfo(torch.float16).eps
 
 
-def test_any_ignore_index_even_a_class():
+@pytest.mark.parametrize("ignore_index", [0, 3, -1])
+def test_any_ignore_index_even_a_class(ignore_index):
     hidden, weight, _, target = problem()
     target = target.clamp(min=0)
-    for ignore_index in (0, 3, -1):
-        marked = target.masked_fill(torch.arange(TOKENS) % 4 == 0, ignore_index)
-        ours, theirs = (
-            value_and_gradients(
-                lambda h: loss(h, weight, marked, ignore_index=ignore_index), [hidden], [True]
-            )
-            for loss in (chunked_cross_entropy, plain)
-        )
-        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    target[::4] = ignore_index
+    ours, theirs = both(lambda loss, h: loss(h, weight, target, ignore_index=ignore_index), [hidden])
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 def test_when_no_token_counts_the_mean_is_nan_and_the_gradient_zero_like_torch():
     hidden, weight, _, _ = problem()
     target = torch.full((TOKENS,), -100)
-    for loss in (chunked_cross_entropy, plain):
-        value, gradient = value_and_gradients(lambda h: loss(h, weight, target), [hidden], [True])
+    for value, gradient in both(lambda loss, h: loss(h, weight, target), [hidden]):
         assert value.isnan()
         assert torch.equal(gradient, torch.zeros_like(hidden))
     assert chunked_cross_entropy(hidden, weight, target, reduction="sum") == 0
@@ -156,10 +159,7 @@ def test_extreme_and_impossible_logits_like_torch():
     hidden, weight, bias, target = problem(torch.float32)
     bias[0] = -torch.inf
     target = target.clamp(min=1)
-    ours, theirs = (
-        value_and_gradients(lambda h: loss(h * 1e3, weight, target, bias=bias), [hidden], [True])
-        for loss in (chunked_cross_entropy, plain)
-    )
+    ours, theirs = both(lambda loss, h: loss(h * 1e3, weight, target, bias=bias), [hidden])
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     target[0] = 0
     assert chunked_cross_entropy(hidden, weight, target, bias=bias) == torch.inf
@@ -167,12 +167,10 @@ def test_extreme_and_impossible_logits_like_torch():
 
 def test_leading_dimensions_and_strides_do_not_matter():
     hidden, weight, _, target = problem()
-    hidden = hidden[:28].reshape(4, 7, WIDTH).transpose(0, 1)
+    hidden = hidden[:28].reshape(4, 7, WIDTH).transpose(0, 1)  # clones keep the strides
+    assert not hidden.clone().is_contiguous()
     target = target[:28].reshape(4, 7).t()
-    ours, theirs = (
-        value_and_gradients(lambda h: loss(h.transpose(1, 2).mT, weight, target), [hidden], [True])
-        for loss in (chunked_cross_entropy, plain)
-    )
+    ours, theirs = both(lambda loss, h: loss(h, weight, target), [hidden])
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
@@ -205,7 +203,7 @@ def test_under_activation_checkpointing():
         [hidden],
         [True],
     )
-    assert all(torch.equal(a, b) for a, b in zip(within, without))
+    assert all(torch.equal(a, b) for a, b in zip(within, without, strict=True))
 
 
 def test_a_second_derivative_is_refused_and_the_plain_loss_named():

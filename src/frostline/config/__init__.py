@@ -1,15 +1,28 @@
 """What was asked: frozen dataclasses, read from defaults, a YAML file and the command line, in this order."""
 
-from frostline.config.load import ConfigSource, dump_config, load_config, read_yaml
-from frostline.config.sections import DataConfig, MemoryConfig, RunConfig, SystemConfig, TrainingConfig
+from frostline.config.load import ConfigSource, config_app, dump_config, load_config, read_yaml
+from frostline.config.sections import (
+    Amount,
+    Count,
+    DataConfig,
+    MemoryConfig,
+    RunConfig,
+    SystemConfig,
+    TrainingConfig,
+    Whole,
+)
 
 __all__ = [
+    "Amount",
     "ConfigSource",
+    "Count",
     "DataConfig",
     "MemoryConfig",
     "RunConfig",
     "SystemConfig",
     "TrainingConfig",
+    "Whole",
+    "config_app",
     "dump_config",
     "load_config",
     "read_yaml",

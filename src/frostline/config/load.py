@@ -47,6 +47,13 @@ def read_yaml(path: Path) -> ConfigSource:
             "the configuration names no system", where=str(path), do="add a line such as 'name: semcom'"
         )
     name = document.pop("name")
+    for section, keys in document.items():
+        if not isinstance(keys, dict):
+            raise ConfigError(
+                f"{section!r} must hold keys and values, not {keys!r}",
+                where=str(path),
+                do=f"write '{section}:' and its keys indented below it",
+            )
     return ConfigSource(name, document, str(path))
 
 
@@ -60,7 +67,8 @@ def load_config(kind: type[Config], source: ConfigSource, arguments: Sequence[st
     try:
         config = app(list(arguments), exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        raise ConfigError(str(error).rstrip("."), where=source.path) from None
+        text = str(error).rstrip(".")
+        raise ConfigError(text, where="" if source.path in text else source.path) from None
     assert isinstance(config, kind)
     return config
 

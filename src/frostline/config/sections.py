@@ -5,21 +5,44 @@ The string under a field is its help, on the command line and in the docs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter, Token
+from cyclopts.validators import Number
+
+
+def _whole_number(kind: Any, tokens: Sequence[Token]) -> int:
+    try:
+        return int(tokens[0].value)
+    except ValueError:  # cyclopts itself rounds 1.5 to 2
+        raise ValueError(f"{tokens[0].value!r} is not a whole number") from None
+
+
+Whole = Annotated[int, Parameter(converter=_whole_number, validator=Number(gte=0))]
+"""A whole number from 0 on."""
+Count = Annotated[int, Parameter(converter=_whole_number, validator=Number(gte=1))]
+"""A whole number from 1 on."""
+Amount = Annotated[float, Parameter(validator=Number(gte=0))]
+"""A number from 0 on."""
+
+
+_NUM_WORKERS = (
+    "Loader processes; 0 loads in the training process. From an SSD 2 to 4 are enough; from a hard disk take 1 or 2,"
+    " more make it seek. Windows starts each afresh, which takes seconds. Each holds the data set object and"
+    " prefetch_factor batches in host RAM. Results do not depend on the number."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """How examples reach the step."""
 
-    num_workers: int = 0
-    """Loader processes; 0 loads in the training process. From an SSD 2 to 4 are enough; from a hard disk take
-    1 or 2, more make it seek. Windows starts each one afresh and imports everything again. Each holds a copy
-    of the data set object and `prefetch_factor` batches in host RAM. Results do not depend on the number."""
+    num_workers: Annotated[Whole, Parameter(help=_NUM_WORKERS)] = 0
     force_num_workers: bool = False
     """Allow more than 4 workers."""
-    prefetch_factor: int = 2
+    prefetch_factor: Count = 2
     """Batches each worker prepares ahead; used only with workers."""
 
 
@@ -29,9 +52,9 @@ class MemoryConfig:
 
     checkpoint: Literal["none", "all"] = "all"
     """Recompute the frozen layers behind the trainable part in backward instead of keeping what they save."""
-    loss_chunk_tokens: int = 64
+    loss_chunk_tokens: Whole = 64
     """Target tokens whose logits are alive at once; 0 computes the loss over all of them in one piece."""
-    upstream_chunk: int = 1
+    upstream_chunk: Whole = 1
     """Samples that go through the frozen part before the trainable one at once; 0 sends the whole batch."""
     feature_cache: Literal["none", "memory", "disk"] = "none"
     """Compute the features of the frozen part before the trainable one once a sample, and keep them."""
@@ -45,29 +68,29 @@ class MemoryConfig:
 class TrainingConfig:
     """How long, how fast and in which precision to train."""
 
-    num_steps: int = 1000
+    num_steps: Count = 1000
     """Optimizer updates in all."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Samples an update sees, over all processes and micro-batches."""
-    gradient_accumulation_steps: int = 1
+    gradient_accumulation_steps: Count = 1
     """Micro-batches a batch is cut into; their gradients are weighted by their number of target tokens."""
-    learning_rate: float = 1e-3
+    learning_rate: Amount = 1e-3
     """Peak learning rate of AdamW."""
-    weight_decay: float = 1e-4
+    weight_decay: Amount = 1e-4
     """Decoupled weight decay of AdamW."""
-    warmup_steps: int = 30
+    warmup_steps: Whole = 30
     """Updates over which the learning rate rises linearly."""
     schedule: Literal["constant", "cosine"] = "cosine"
     """How the learning rate goes on after the warm-up; cosine ends at 2 % of the peak."""
-    clip_norm: float = 0.0
+    clip_norm: Amount = 0.0
     """Largest global gradient norm; 0 leaves gradients as they are."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     """Autocast type; 16-mixed scales the loss, with one scaler a phase."""
-    seed: int = 0
+    seed: Whole = 0
     """Seed of initial values, data order, augmentation and noise."""
-    log_every: int = 100
+    log_every: Count = 100
     """Steps between two lines of the run log."""
-    checkpoint_every: int = 500
+    checkpoint_every: Count = 500
     """Steps between two checkpoints; one is always written at the end and on Ctrl-C."""
     tensorboard: bool = False
     """Also write the run log for TensorBoard."""

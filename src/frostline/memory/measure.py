@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,7 +41,7 @@ def measure(
     step: Callable[[], object],
     model: nn.Module,
     *,
-    optimizers: tuple[torch.optim.Optimizer, ...] = (),
+    optimizers: Iterable[torch.optim.Optimizer] = (),
     inputs: object = (),
     warmup_steps: int = 1,
 ) -> MemoryReport:

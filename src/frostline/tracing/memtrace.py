@@ -19,6 +19,8 @@ from torch.utils._pytree import tree_leaves
 from frostline.tracing.log import Allocation, AllocationLog, Kind, Phase
 from frostline.where import user_line
 
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+
 
 class MemTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Write an allocation log of all that runs inside.
@@ -81,14 +83,14 @@ class MemTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Run one operator and log the storages it met and made."""
         kwargs = kwargs or {}
-        if torch.is_inference_mode_enabled():  # composite operators arrive whole there: look inside
+        if func is torch.ops.prim.device.default:  # a fake tensor is asked where it lies: no operator
+            return func(*args, **kwargs)
+        if torch.is_inference_mode_enabled() and _is_composite(func):  # it arrives whole there: look inside
             super().__enter__()  # type: ignore[no-untyped-call]
             try:
-                out = func.decompose(*args, **kwargs)
+                return func._op_dk(_COMPOSITE, *args, **kwargs)
             finally:
                 super().__exit__(None, None, None)  # type: ignore[no-untyped-call]
-            if out is not NotImplemented:
-                return out
         self.log.num_ops += 1
         # `torch.tensor` and `from_numpy` allocate out of sight and hand the new storage to lift_fresh.
         before = func is not torch.ops.aten.lift_fresh.default
@@ -221,6 +223,10 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _is_composite(func: Any) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), _COMPOSITE)
 
 
 def _name(func: Callable[..., Any] | None) -> str:

@@ -139,8 +139,9 @@ def _scalars(record: StepRecord) -> dict[str, float]:
 
 def _skips(record: StepRecord) -> str:
     return (
-        f"phase {record.phase!r} skips updates for non-finite gradients: {record.num_skipped} of"
-        f" {record.step} so far, loss scale {record.loss_scale:g}; if it goes on, take --training.precision bf16-mixed"
+        f"phase {record.phase!r} skips updates for non-finite gradients, {record.num_skipped} of"
+        f" {record.step} so far, at a loss scale of {record.loss_scale:g}; if it goes on,"
+        " take --training.precision bf16-mixed"
     )
 
 

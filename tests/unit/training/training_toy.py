@@ -26,7 +26,12 @@ from frostline.training import (
 
 ALONE = Group(torch.device("cpu"))
 SETTINGS = TrainingConfig(
-    num_steps=10, batch_size=6, gradient_accumulation_steps=2, log_every=4, checkpoint_every=100, clip_norm=0.5
+    num_steps=10,
+    batch_size=6,
+    gradient_accumulation_steps=2,
+    log_every=4,
+    checkpoint_every=100,
+    clip_norm=0.5,
 )
 
 
@@ -72,7 +77,8 @@ class Codec(nn.Module):
         self.encoder = nn.Linear(8, 16)
         self.norm = nn.BatchNorm1d(16) if norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)
-        self.trunk = freeze_(nn.Sequential(nn.Linear(16, 16), nn.Dropout(0.5), nn.Tanh()))
+        self.trunk = nn.Sequential(nn.Linear(16, 16), nn.Dropout(0.5), nn.Tanh())
+        freeze_(self.trunk)
         self.decoder = nn.Linear(16, 5)
         self.critic = nn.Linear(8, 1)
 
@@ -114,7 +120,8 @@ class Toy:
         logits = self.model(batch.x)
         losses = F.cross_entropy(logits, batch.target.flatten(), reduction="none")
         mean = (losses * batch.mask.flatten()).sum() / batch.mask.sum()
-        return Loss(mean, {"cross_entropy": mean, "level": batch.x.mean()})
+        level = batch.x[batch.mask].mean()
+        return Loss(mean, {"cross_entropy": mean, "level": level})
 
     def critic_loss(self, batch):
         return Loss((self.model.critic(batch.x).mean(dim=1) - 1).square().mean(), {})
@@ -137,6 +144,15 @@ class Toy:
             "phases": {phase.name: phase.state_dict() for phase in self.phases},
             "rng": torch.get_rng_state(),
         }
+
+
+class Stubborn(Toy):
+    """Gets SIGTERM in its third step."""
+
+    def critic_loss(self, batch):
+        if self.phases[1].step == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return super().critic_loss(batch)
 
 
 class Recorder:
@@ -203,13 +219,7 @@ def one_of_two(directory):
     report = train(plain, directory / "plain", observer=watch)
     mixed = replace(SETTINGS, precision="16-mixed")
     expected, resumed = straight_and_resumed(directory, mixed, group=group)
-    interrupted = Toy(group=group)
-    if group.rank == 1:
-        interrupted.phases[1].loss = lambda batch: (
-            signal.raise_signal(signal.SIGINT) if interrupted.phases[1].step == 2 else None,
-            interrupted.critic_loss(batch),
-        )[1]
-    stopped = train(interrupted, directory / "interrupted")
+    stopped = train(Stubborn(group=group) if group.rank == 1 else Toy(group=group), directory / "interrupted")
     result = {
         "records": [vars(record) for record in watch.records],
         "loss": report.last[0].loss,

@@ -39,8 +39,8 @@ class Backbone:
     prompt_ids: Mapping[str, tuple[int, ...]]
 
     @property
-    def tower(self) -> nn.Module:
-        """DaViT: pixels (B, 3, S, S) to a map (B, C, s, s)."""
+    def tower(self) -> nn.Module | None:
+        """DaViT: pixels (B, 3, S, S) to a map (B, C, s, s); None once it was released."""
         return self.model.model.vision_tower
 
     @property

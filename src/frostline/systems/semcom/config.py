@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from frostline.config import DataConfig, MemoryConfig, RunConfig, SystemConfig, TrainingConfig
+from frostline.config import Amount, Count, DataConfig, MemoryConfig, RunConfig, SystemConfig, TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,9 +16,9 @@ class SemcomDataConfig(DataConfig):
     """Procedural scenes, or pictures with captions in COCO's layout."""
     task: Literal["caption", "detection", "both"] = "caption"
     """What the receiver is asked; coco has captions only."""
-    num_scenes: int = 4096
+    num_scenes: Count = 4096
     """Different training scenes."""
-    num_test: int = 1000
+    num_test: Count = 1000
     """Unseen scenes, or held-out pictures, to evaluate on."""
     images: str = ""
     """COCO: the folder of pictures."""
@@ -36,9 +36,9 @@ class SemcomSystemConfig(SystemConfig):
     """Where the frozen model is cut: behind its vision tower or behind its projector."""
     codec: Literal["adaptive", "linear", "none"] = "adaptive"
     """SNR-adaptive, linear, or none: raw features on the channel, nothing to train, only to monitor."""
-    symbols_per_token: int = 4
+    symbols_per_token: Count = 4
     """Complex channel uses for each visual token: the bandwidth."""
-    hidden_dim: int = 128
+    hidden_dim: Count = 128
     """Width of the adaptive codec."""
     channel: Literal["noiseless", "awgn", "rayleigh"] = "awgn"
     """Rayleigh is block fading: one gain a picture, known to the receiver."""
@@ -52,9 +52,9 @@ class SemcomSystemConfig(SystemConfig):
 class SemcomTrainingConfig(TrainingConfig):
     """Defaults that suit a codec of this size."""
 
-    num_steps: int = 1500
+    num_steps: Count = 1500
     """Optimizer updates in all."""
-    learning_rate: float = 2e-3
+    learning_rate: Amount = 2e-3
     """Peak learning rate of AdamW."""
 
 

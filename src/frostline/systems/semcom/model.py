@@ -63,7 +63,8 @@ class SemcomModel(nn.Module):
             backbone, decompression, mode=system.mode, loss_chunk_tokens=memory.loss_chunk_tokens
         )
         for part in (backbone.tower, backbone.projector, self.receiver.language_model, self.receiver.head):
-            freeze_(part)
+            if part is not None:
+                freeze_(part)
 
     def forward(self, features: Tensor, snr_db: Tensor, noise_seeds: Sequence[int]) -> Tensor:
         """Send features through the channel and rebuild them.

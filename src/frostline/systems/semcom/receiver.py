@@ -102,7 +102,7 @@ class Receiver(nn.Module):
     def encode(self, features: Tensor, tasks: Sequence[str]) -> tuple[Tensor, Tensor | None]:
         """The encoder's states (B, N' + P, W) over picture and prompt, and their mask where prompts are padded."""
         visual = self._visual(features)
-        prompt, mask = self._prompt(tasks)
+        prompt, mask = self.prompt(tasks)
         if mask is not None:
             mask = F.pad(mask, (visual.shape[1], 0), value=1)
         embeddings = torch.cat([visual, prompt.to(visual.dtype)], 1)
@@ -147,7 +147,7 @@ class Receiver(nn.Module):
         visual: Tensor = self.projector(features.transpose(1, 2).unflatten(2, (side, side)))
         return visual
 
-    def _prompt(self, tasks: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+    def prompt(self, tasks: Sequence[str]) -> tuple[Tensor, Tensor | None]:
         """Prompt embeddings (B, P, W), computed once a task, and a mask (B, P) if some are shorter."""
         rows = [self._embedded(task) for task in tasks]
         if len(set(tasks)) == 1:

@@ -59,6 +59,11 @@ class SemcomSystem:
         compression: nn.Module | None = None,
         decompression: nn.Module | None = None,
     ) -> None:
+        if config.system.snr_min_db > config.system.snr_max_db:
+            raise ConfigError(
+                f"no SNR lies between {config.system.snr_min_db} and {config.system.snr_max_db} dB",
+                where="--system.snr-min-db, --system.snr-max-db",
+            )
         self.config, self.group = config, group
         self.backbone = load_backbone(
             config.system.model, dtype=_DTYPES[config.memory.frozen_dtype], device=group.device
@@ -107,8 +112,8 @@ class SemcomSystem:
         """The pictures and answers of a split."""
         return open_source(self.config.data, self.backbone, split=split, seed=self.config.training.seed)
 
-    def prepare(self, progress: Progress) -> None:
-        """Fill the feature cache and let go of the tower, if a cache was asked for.
+    def fill_cache(self, progress: Progress) -> None:
+        """Fill the feature cache, if one was asked for.
 
         With a cache on disk the main process fills it and the others wait; in memory each fills its own.
         """
@@ -124,6 +129,9 @@ class SemcomSystem:
             progress(pictures.stop, num_pictures)
         if shared and self.group.is_main:
             self.group.barrier()
+
+    def release_tower_(self) -> None:
+        """Let go of the frozen tower, once every feature that will be asked for is cached."""
         self.model.transmitter.release_tower_()
         self.backbone.model.model.vision_tower = None
 

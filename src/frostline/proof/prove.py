@@ -1,0 +1,83 @@
+"""Run a plain and a treated step from the same state, and compare what reached the parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from frostline.errors import StepError
+from frostline.proof.compare import Gradients, compare_gradients, noise_floor
+from frostline.records import ProofReport
+from frostline.regions import preserved, trainable_parameters
+
+
+def prove_step(
+    plain: Callable[[], object],
+    treated: Callable[[], object],
+    model: nn.Module,
+    *,
+    optimizers: Iterable[torch.optim.Optimizer] = (),
+    reference: Callable[[], Gradients] | None = None,
+) -> ProofReport:
+    """Prove, or refute, that a treated step gives the plain step's gradients.
+
+    Both start from the same parameters, buffers, optimizer state, modes and random numbers, without
+    gradients, and leave no trace. A parameter's gradient is recorded each time backward has added to it and
+    the last record counts, so a step may be a whole training step, with several micro-batches, an update and
+    `zero_grad` in it. Clipping and unscaling come after the record. The treatment may be installed inside
+    `treated`, and taken away again before it returns.
+
+    Args:
+        plain: Does forward and backward, and returns the loss.
+        treated: The same with less memory.
+        model: Its trainable parameters are compared.
+        optimizers: All that the steps step.
+        reference: Runs the plain step in fp64, on a copy of the model, and returns that copy's gradients;
+            it starts from the same random numbers, and gives the noise floor.
+
+    Raises:
+        StepError: A step does not return its loss.
+    """
+    optimizers = tuple(optimizers)
+    plain_loss, plain_gradients = _run(plain, model, optimizers)
+    treated_loss, treated_gradients = _run(treated, model, optimizers)
+    floor = None
+    if reference is not None:
+        with preserved(model, optimizers):
+            floor = noise_floor(plain_gradients, reference())
+    return compare_gradients(
+        plain_gradients, treated_gradients, floor=floor, loss_difference=abs(plain_loss - treated_loss)
+    )
+
+
+def _run(
+    step: Callable[[], object], model: nn.Module, optimizers: tuple[torch.optim.Optimizer, ...]
+) -> tuple[float, Gradients]:
+    with preserved(model, optimizers), ExitStack() as hooks:
+        gradients: dict[str, Tensor | None] = {}
+        for name, parameter in trainable_parameters(model).items():
+            parameter.grad = gradients[name] = None
+            hook = partial(_record, gradients, name)
+            handle = parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+            hooks.callback(handle.remove)
+        return _loss(step()), gradients
+
+
+def _record(gradients: dict[str, Tensor | None], name: str, parameter: Tensor) -> None:
+    # The hook also runs where the graph delivered no gradient at all.
+    gradients[name] = None if parameter.grad is None else parameter.grad.detach().clone()
+
+
+def _loss(returned: object) -> float:
+    if isinstance(returned, Tensor) and returned.numel() == 1:
+        return float(returned.detach())
+    if isinstance(returned, (int, float)):
+        return float(returned)
+    raise StepError(
+        f"the step returned {type(returned).__name__}, not its loss",
+        do="return the loss, a tensor of one element",
+    )

@@ -1,0 +1,42 @@
+"""The step as people write it: the frozen model called whole behind the codec, nothing traded for memory.
+
+frostline's own step is proven against this one, gradient by gradient, and the byte table starts from it.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from frostline.systems.semcom.data import Batch
+from frostline.systems.semcom.model import SemcomModel
+
+
+def plain_loss(
+    model: SemcomModel,
+    florence: nn.Module,
+    batch: Batch,
+    *,
+    tower_no_grad: bool = False,
+    receiver_no_grad: bool = False,
+) -> Tensor:
+    """Mean cross-entropy of the answers, in nats a token.
+
+    Args:
+        model: The codec and the channel, cut behind the vision tower.
+        florence: The whole `Florence2ForConditionalGeneration` around them.
+        batch: With pixels, one task for all samples, and the receiver's prompt.
+        tower_no_grad: Published advice: the tower under `no_grad`.
+        receiver_no_grad: Published advice: everything behind the codec under `no_grad`.
+    """
+    with torch.no_grad() if tower_no_grad else nullcontext():
+        map_NCHW = florence.model.vision_tower(batch.pixels).last_hidden_state
+    features = map_NCHW.flatten(2).transpose(1, 2)
+    rebuilt = model(features.float(), batch.snr_db, batch.noise_seeds).to(map_NCHW.dtype)
+    with torch.no_grad() if receiver_no_grad else nullcontext():
+        visual = florence.model.multi_modal_projector(rebuilt.transpose(1, 2).reshape(map_NCHW.shape))
+        prompt, _ = model.receiver.prompt(batch.tasks)
+        loss: Tensor = florence(inputs_embeds=torch.cat([visual, prompt], 1), labels=batch.labels).loss
+    return loss
