@@ -1,9 +1,8 @@
 """The sections every system shares. A system subclasses `DataConfig` and `SystemConfig` for its own keys.
 
-The string under a field is its help, on the command line and in the docs.
+The string under a field is its help, on the command line and in the docs. Annotations are evaluated here, not
+postponed: cyclopts would look their names up in the module of whichever class inherits the field.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from frostline.errors import CheckpointError, ConfigError, ShapeError
+from frostline.errors import CheckpointError, ConfigError, ShapeError, StepError
 from frostline.training.schedule import Schedule
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
@@ -23,11 +23,13 @@ class Loss:
     """What a phase minimises on one micro-batch.
 
     Attributes:
-        total: Scalar; a mean over what the phase's `weight` counts, so that micro-batches can be weighted.
+        total: Scalar of float32 or wider, a mean over what the phase's `weight` counts.
         terms: Its terms or other scalars worth logging, means over the same count.
 
     Raises:
         ShapeError: One of them is not a scalar.
+        StepError: The total is in half precision, which would round a micro-batch's share and overflow under
+            the loss scale.
     """
 
     total: Tensor
@@ -37,6 +39,10 @@ class Loss:
         for name, value in {"total": self.total, **self.terms}.items():
             if value.dim():
                 raise ShapeError(f"the loss's {name!r}", expected=(), actual=tuple(value.shape))
+        if torch.finfo(self.total.dtype).bits < 32:
+            raise StepError(
+                f"the loss is {self.total.dtype}", do="compute it in float32: losses.float().mean()"
+            )
 
 
 class Phase:

@@ -91,9 +91,7 @@ def _backward(phase: Phase, batch: Batch, share: float, means: dict[str, Tensor]
         part = value.detach().float() * share
         means[name] = means[name] + part if name in means else part
     if loss.total.requires_grad:  # else its gradient is 0; `_update_` complains if all of them are
-        # A loss in half precision would round the share, and overflow under the scale.
-        total = loss.total.to(torch.promote_types(loss.total.dtype, torch.float32))
-        phase.scaler.scale(total * share).backward()  # type: ignore[no-untyped-call]
+        phase.scaler.scale(loss.total * share).backward()  # type: ignore[no-untyped-call]
 
 
 def _sum_gradients_(parameters: list[nn.Parameter], group: Group) -> None:

@@ -40,7 +40,7 @@ def test_what_is_saved_is_loaded(tmp_path):
         assert file.metadata() == {"step": "5"}
 
 
-class Crash(Exception):
+class CrashError(Exception):
     pass
 
 
@@ -48,7 +48,7 @@ def crashing(function, countdown):
     def wrapper(*args):
         countdown[0] -= 1
         if countdown[0] < 0:
-            raise Crash
+            raise CrashError
         return function(*args)
 
     return wrapper
@@ -67,7 +67,7 @@ def test_a_crash_at_any_write_or_move_leaves_a_whole_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", crashing(Path.replace, countdown))
         patch.setattr(module, "_write", crashing(write, countdown))
-        with pytest.raises(Crash):
+        with pytest.raises(CrashError):
             store.save(state(6))
     if torn and num_survived < 2:  # the write that died left half a file
         path = [store.trainables, store.resume][num_survived]
@@ -91,7 +91,7 @@ def test_a_crash_right_after_a_recovery_loses_nothing(tmp_path, monkeypatch):
             countdown = [num_survived]
             patch.setattr(Path, "replace", crashing(Path.replace, countdown))
             patch.setattr(module, "_write", crashing(module._write, countdown))
-            with pytest.raises(Crash):
+            with pytest.raises(CrashError):
                 store.save(state(6 if num_survived == 3 else 7))
         assert_is(store.load(), 6)
 

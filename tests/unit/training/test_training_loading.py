@@ -1,4 +1,4 @@
-from itertools import islice
+from itertools import chain, islice
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def steps(source, count, start=0):
 
 
 def test_an_epoch_visits_rows_once_and_drops_what_fills_no_batch():
-    epoch = sum(steps(stream(), 3), [])
+    epoch = list(chain(*steps(stream(), 3)))
     assert len({sample.index for sample in epoch}) == len(epoch) == 18
     assert {sample.epoch for sample in epoch} == {0}
     assert {sample.epoch for sample in steps(stream(), 4)[3]} == {1}
@@ -51,7 +51,7 @@ def test_processes_share_each_step_between_them():
     whole = steps(stream(batch_size=7), 5)
     shares = [steps(stream(batch_size=7, rank=rank, world_size=3), 5) for rank in range(3)]
     for step, parts in zip(whole, zip(*shares, strict=True), strict=True):
-        assert sorted(sum(parts, [])) == sorted(step)
+        assert sorted(chain(*parts)) == sorted(step)
         assert [len(part) for part in parts] == [3, 2, 2]
 
 

@@ -94,8 +94,8 @@ def test_skips_in_a_row_warn_once(tmp_path):
     row = series(40, skipped=[step % 8 < 3 for step in range(40)], num_skipped=range(1, 41))
     (warning,) = logged(path, row, log_every=100)
     assert warning == (
-        "phase 'fit' skips updates for non-finite gradients, 3 of 3 so far, at a loss scale of 1; if it goes on,"
-        " take --training.precision bf16-mixed"
+        "phase 'fit' skips updates for non-finite gradients, 3 of 3 so far, at a loss scale of 1;"
+        " if it goes on, take --training.precision bf16-mixed"
     )
     assert lines(path)[0] == {"warning": warning, "step": 3}
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from training_toy import Toy
 
-from frostline.errors import CheckpointError, ConfigError, ShapeError
+from frostline.errors import CheckpointError, ConfigError, ShapeError, StepError
 from frostline.regions import trainable_parameters
 from frostline.training import Loss, Phase, check_ownership, constant
 
@@ -29,6 +29,11 @@ def sgd(*parameters, **options):
 def test_a_loss_and_its_terms_are_scalars():
     with pytest.raises(ShapeError, match=r"the loss's 'rate' must have shape \(\), got \(3\)"):
         Loss(torch.zeros(()), {"rate": torch.zeros(3)})
+
+
+def test_a_loss_in_half_precision_is_refused():
+    with pytest.raises(StepError, match=r"the loss is torch\.bfloat16\n  do     compute it in float32"):
+        Loss(torch.zeros((), dtype=torch.bfloat16), {})
 
 
 def test_a_phase_needs_an_optimizer():

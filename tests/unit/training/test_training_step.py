@@ -188,10 +188,10 @@ def test_two_optimizers_step_at_one_scale_and_the_scaler_is_updated_once(monkeyp
     single, double = scaled(one), scaled(two, optimizers=parts)
     updates = []
     for phase in (single, double):
-        phase.scaler.set_growth_interval(2)  # grows between the second and third step
+        phase.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
         update = phase.scaler.update
         monkeypatch.setattr(phase.scaler, "update", lambda update=update: (updates.append(1), update()))
-    for scale in (65536.0, 65536.0, 131072.0, 131072.0):
+    for scale in (1024.0, 1024.0, 2048.0, 2048.0):
         (batch,) = rows(4)
         records = [run_step(phase, [batch], ALONE) for phase in (single, double)]
         assert [record.loss_scale for record in records] == [scale, scale]
@@ -214,18 +214,6 @@ def test_an_optimizer_without_gradients_does_not_stop_the_scaler():
     idle = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1)
     phase = scaled(model, optimizers=(torch.optim.SGD(model.parameters(), lr=0.1), idle))
     assert not run_step(phase, rows(4), ALONE).skipped
-
-
-def test_a_half_precision_loss_neither_overflows_nor_rounds_its_share():
-    ours, plain = network(), network()
-
-    def half(model):
-        return lambda batch: Loss((100 * model(batch.x).square().mean()).half(), {})
-
-    record = run_step(scaled(ours, loss=half(ours)), rows(4), ALONE)
-    assert not record.skipped
-    run_step(regression(plain, loss=half(plain)), rows(4), ALONE)
-    assert worst(ours, plain) < 0.1
 
 
 def test_bf16_autocast_computes_the_loss_in_bf16():

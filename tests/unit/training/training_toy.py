@@ -124,7 +124,7 @@ class Toy:
         return Loss(mean, {"cross_entropy": mean, "level": level})
 
     def critic_loss(self, batch):
-        return Loss((self.model.critic(batch.x).mean(dim=1) - 1).square().mean(), {})
+        return Loss((self.model.critic(batch.x).float().mean(dim=1) - 1).square().mean(), {})
 
     def batches(self):
         return BatchStream(
