@@ -47,8 +47,8 @@ def measure(
 ) -> MemoryReport:
     """Run one real step and say where its bytes go; model and optimizers are afterwards as they were.
 
-    Every storage is counted once, at the size its kernel asked for; an allocator rounds up. On CUDA the
-    report has the allocator's own counters beside it.
+    Every storage is counted once, at the size its kernel asked for; an allocator rounds up. What a checkpoint
+    recomputes in backward is temporary, not saved. On CUDA the allocator's own counters stand beside it.
 
     Args:
         step: One whole training step; see `Workload`.

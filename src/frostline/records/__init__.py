@@ -2,6 +2,7 @@
 
 from frostline.records.evaluation import Curve, EvaluationReport
 from frostline.records.memory import AllocatorCounters, LivePoint, MemoryReport
+from frostline.records.peak import PeakRow, PeakTable
 from frostline.records.proof import GradientDifference, ProofClass, ProofReport
 from frostline.records.run import Component, RunReport, StepRecord
 from frostline.records.text import Record, from_json, to_json
@@ -14,6 +15,8 @@ __all__ = [
     "GradientDifference",
     "LivePoint",
     "MemoryReport",
+    "PeakRow",
+    "PeakTable",
     "ProofClass",
     "ProofReport",
     "Record",

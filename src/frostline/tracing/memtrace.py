@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from frostline.tracing.log import Allocation, AllocationLog, Kind, Phase
 from frostline.where import user_line
 
+_NO_WORK = (torch.ops.prim.device.default, torch.ops.aten.detach.default)
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 
 
@@ -27,7 +28,7 @@ class MemTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Enter it after a fake tensor mode, not before. Parameters, gradients, buffers, optimizer state and inputs
     are registered on entry; any other storage that an operator reads before one made it was there before too.
-    A step that looks at torch's saved-tensor hooks, as torch.func does, cannot be traced.
+    Gradients through `torch.func` cannot be traced: torch raises there while any saved-tensor hook is set.
 
     Args:
         model: Its submodules give allocations their place.
@@ -83,7 +84,7 @@ class MemTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Run one operator and log the storages it met and made."""
         kwargs = kwargs or {}
-        if func is torch.ops.prim.device.default:  # a fake tensor is asked where it lies: no operator
+        if func in _NO_WORK:
             return func(*args, **kwargs)
         if torch.is_inference_mode_enabled() and _is_composite(func):  # it arrives whole there: look inside
             super().__enter__()  # type: ignore[no-untyped-call]
@@ -196,7 +197,8 @@ class MemTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _pack(self, tensor: Tensor) -> tuple[Tensor, int]:
         for allocation in self._see(tensor, None, before=True):
             allocation.saved = True
-        return tensor, tensor._version
+        # An operator's own output, kept as it is, would keep its graph alive in a reference cycle.
+        return tensor.detach(), tensor._version
 
 
 def _unpack(packed: tuple[Tensor, int]) -> Tensor:

@@ -39,14 +39,10 @@ def mlp():
 
 
 def convnet():
-    block = (nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2))
+    block = (nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(inplace=True), nn.MaxPool2d(2))
     return nn.Sequential(
-        *block, nn.Conv2d(16, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.LazyLinear(5)
+        *block, nn.Conv2d(16, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 6 * 6, 5)
     )
-
-
-def small_convnet():
-    return nn.Sequential(*convnet()[:-1], nn.Linear(8 * 6 * 6, 5))
 
 
 def encoder():
@@ -85,7 +81,7 @@ ADAMW = torch.optim.AdamW
 CASES = {
     "mlp": (mlp, workload_of(ADAMW, lambda: (torch.randn(64, 32),), square)),
     "convnet with BatchNorm": (
-        small_convnet,
+        convnet,
         workload_of(momentum, lambda: (torch.randn(4, 3, 16, 16), torch.randint(0, 5, (4,))), cross_entropy),
     ),
     "transformer with dropout": (encoder, workload_of(ADAMW, lambda: (torch.randn(4, 16, 32),), square)),

@@ -137,6 +137,7 @@ def test_a_long_timeline_keeps_its_ends_and_its_extremes():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_cuda_the_allocators_own_counters_stand_beside_it():
     model, x = mlp().cuda(), torch.randn(128, 64, device="cuda")
     step, optimizer = trainer(model, x)

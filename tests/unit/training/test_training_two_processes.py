@@ -61,6 +61,13 @@ def test_buffers_are_the_main_process_s_everywhere(results):
     assert torch.equal(results[0]["buffers"]["norm.running_mean"], results[1]["buffers"]["norm.running_mean"])
 
 
+def test_a_process_without_weight_takes_the_other_s_gradient(results):
+    (tensors, loss, num_skipped), (others, other_loss, _) = (result["idle"] for result in results)
+    assert all(torch.equal(tensors[name], others[name]) for name in tensors)
+    assert loss == other_loss > 0
+    assert num_skipped == 0
+
+
 def test_gather_orders_by_rank(results):
     assert results[0]["gathered"] == results[1]["gathered"] == [0, 1]
 

@@ -219,6 +219,10 @@ def one_of_two(directory):
     report = train(plain, directory / "plain", observer=watch)
     mixed = replace(SETTINGS, precision="16-mixed")
     expected, resumed = straight_and_resumed(directory, mixed, group=group)
+    idle = Toy(mixed, group=group)
+    if group.rank == 1:
+        idle.phases[0].weight = lambda batch: 0.0
+    idle_report = train(idle, directory / "idle", num_steps=2)
     stopped = train(Stubborn(group=group) if group.rank == 1 else Toy(group=group), directory / "interrupted")
     result = {
         "records": [vars(record) for record in watch.records],
@@ -228,6 +232,7 @@ def one_of_two(directory):
         "scale": resumed["phases"]["codec"]["scaler"]["scale"],
         "rng": resumed["rng"],
         "buffers": resumed["trainables"],
+        "idle": (idle.state()["trainables"], idle_report.last[0].loss, idle_report.last[0].num_skipped),
         "gathered": group.gather(group.rank),
         "stopped": (stopped.num_steps, stopped.interrupted),
     }

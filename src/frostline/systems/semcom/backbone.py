@@ -138,6 +138,14 @@ def shape_backbone(model: Florence2ForConditionalGeneration) -> Backbone:
     return Backbone(model, None, {TASKS["caption"]: (0,) * 8})
 
 
+def shape_image_size(name: str) -> int:
+    """Height and width of the pictures a model takes; 768 for the released ones."""
+    if name == "nano" or Path(name).is_dir():
+        processor = Florence2Processor.from_pretrained(NANO_DIRECTORY if name == "nano" else name)
+        return int(processor.image_processor.size["height"])
+    return 768
+
+
 def _shape_config(name: str) -> Florence2Config:
     if name == "nano" or Path(name).is_dir():
         path = NANO_DIRECTORY if name == "nano" else Path(name)

@@ -1,16 +1,19 @@
-"""The rows of semcom's byte table: one training step, as people run it and as frostline does."""
+"""semcom's byte table: one training step, as people run it and as frostline does."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from frostline.config import MemoryConfig
-from frostline.memory import Workload
+from frostline.memory import Workload, estimate, measure
 from frostline.ops import checkpoint_
+from frostline.proof import Gradients, compare_gradients, gradients_of, noise_floor
+from frostline.records import MemoryReport, PeakRow, PeakTable
 from frostline.regions import trainable_parameters
 from frostline.systems.semcom.backbone import TASKS, shape_backbone, shape_model
 from frostline.systems.semcom.config import SemcomSystemConfig
@@ -27,18 +30,18 @@ class Setting:
     """The size of the step.
 
     Attributes:
-        model: Whose shapes.
+        system: The model, whose shapes alone matter, and the codec.
         batch_size: Pictures.
         image_size: Height and width in pixels.
         target_tokens: Length of each answer.
-        symbols_per_token: Of the linear codec.
     """
 
-    model: str = "florence-community/Florence-2-base"
+    system: SemcomSystemConfig = SemcomSystemConfig(
+        model="florence-community/Florence-2-base", codec="linear", symbols_per_token=32
+    )
     batch_size: int = 8
     image_size: int = 768
     target_tokens: int = 32
-    symbols_per_token: int = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +85,95 @@ ROWS = (
 )
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """What one real step of a row showed."""
+
+    gradients: Gradients
+    seconds: float
+
+
+def peak_table(setting: Setting, proof: Setting, rows: Sequence[Row] = ROWS, *, fake: bool) -> PeakTable:
+    """Count bytes at one size, and compare gradients and times at one that runs.
+
+    Args:
+        setting: Where bytes are counted.
+        proof: Where gradients are compared with the row ``frozen``, and its fp64 run gives the noise floor.
+        rows: Which.
+        fake: Count on fake tensors; otherwise really run.
+    """
+    plain_row = next(row for row in ROWS if row.name == "frozen")
+    plain = run_step(plain_row, proof)
+    floor = noise_floor(plain.gradients, run_step(plain_row, proof, dtype=torch.float64).gradients)
+    system = setting.system
+    counted = "fake tensors" if fake else "real tensors"
+    return PeakTable(
+        system="semcom",
+        setting=f"{system.model}, batch {setting.batch_size}, {setting.image_size} px, {setting.target_tokens} target"
+        f" tokens, {system.codec} codec; bytes on {counted}; gradients and times with the shapes of"
+        f" {proof.system.model}, batch {proof.batch_size}, {proof.image_size} px",
+        rows=tuple(_row(row, _count(row, setting, fake), run_step(row, proof), plain, floor) for row in rows),
+    )
+
+
+def _count(row: Row, setting: Setting, fake: bool) -> MemoryReport:
+    if fake:
+        return estimate(
+            lambda: build_florence(row, setting), lambda florence: build_workload(row, setting, florence)
+        )
+    work = build_workload(row, setting, build_florence(row, setting))
+    return measure(work.step, work.model, optimizers=work.optimizers, inputs=work.inputs)
+
+
+def _row(row: Row, report: MemoryReport, evidence: Evidence, plain: Evidence, floor: float) -> PeakRow:
+    codec = {name: evidence.gradients.get(name) for name in plain.gradients}
+    trains = any(gradient is not None for gradient in codec.values())
+    proof = compare_gradients(plain.gradients, codec, floor=floor)
+    return PeakRow(
+        name=row.name,
+        peak_bytes=report.peak_bytes,
+        resident_bytes=report.resident_bytes,
+        peak_at=report.peak_at,
+        proof_class=proof.proof_class if trains else "none",
+        max_rel_grad_diff=proof.worst.max_relative if trains and proof.worst else None,
+        trains=("codec" if row.frozen else "codec and Florence-2") if trains else "nothing",
+        step_seconds_ratio=evidence.seconds / plain.seconds if trains else None,
+    )
+
+
+def run_step(row: Row, setting: Setting, *, dtype: torch.dtype | None = None, repeats: int = 3) -> Evidence:
+    """Run a row's forward and backward on real tensors; weights, codec and batch are the same for every row.
+
+    Args:
+        row: Which way.
+        setting: How large.
+        dtype: Of everything, instead of the row's own.
+        repeats: Timed runs, of which the fastest counts.
+    """
+    torch.manual_seed(0)
+    florence = shape_model(setting.system.model).to(dtype or row.dtype)
+    loss, model, _ = build_step(row, setting, florence)
+    if dtype is not None:
+        model.to(dtype)
+    batch = random_batch(replace(row, memory=None), setting, florence, model)
+    if row.cached:
+        assert batch.pixels is not None
+        batch = replace(batch, features=model.transmitter.features(batch.pixels), pixels=None)
+    seconds = []
+    for _ in range(repeats):
+        model.zero_grad(set_to_none=True)
+        florence.zero_grad(set_to_none=True)
+        start = time.perf_counter()
+        value = loss(batch)
+        if value.requires_grad:
+            value.backward()  # type: ignore[no-untyped-call]
+        seconds.append(time.perf_counter() - start)
+    return Evidence(gradients_of(model), min(seconds))
+
+
 def build_florence(row: Row, setting: Setting) -> nn.Module:
     """The frozen model of a row, with initial weights; without its tower where features are cached."""
-    florence = shape_model(setting.model).to(row.dtype)
+    florence = shape_model(setting.system.model).to(row.dtype)
     if row.cached:
         florence.model.vision_tower = None
     return florence
@@ -118,9 +207,8 @@ def build_step(
     row: Row, setting: Setting, florence: nn.Module
 ) -> tuple[Callable[[Batch], Tensor], SemcomModel, list[nn.Parameter]]:
     """A row's loss, the codec it trains, and all that its optimizer holds."""
-    system = SemcomSystemConfig(codec="linear", symbols_per_token=setting.symbols_per_token)
     memory = row.memory or _PLAIN
-    model = SemcomModel(shape_backbone(florence), system, memory, image_size=setting.image_size)
+    model = SemcomModel(shape_backbone(florence), setting.system, memory, image_size=setting.image_size)
     parameters = list(trainable_parameters(model).values())
     if not row.frozen:
         florence.requires_grad_(True)

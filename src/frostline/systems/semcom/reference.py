@@ -33,8 +33,7 @@ def plain_loss(
     """
     with torch.no_grad() if tower_no_grad else nullcontext():
         map_NCHW = florence.model.vision_tower(batch.pixels).last_hidden_state
-    features = map_NCHW.flatten(2).transpose(1, 2)
-    rebuilt = model(features.float(), batch.snr_db, batch.noise_seeds).to(map_NCHW.dtype)
+    rebuilt = model(map_NCHW.flatten(2).transpose(1, 2), batch.snr_db, batch.noise_seeds)
     with torch.no_grad() if receiver_no_grad else nullcontext():
         visual = florence.model.multi_modal_projector(rebuilt.transpose(1, 2).reshape(map_NCHW.shape))
         prompt, _ = model.receiver.prompt(batch.tasks)

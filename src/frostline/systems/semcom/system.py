@@ -20,6 +20,7 @@ from frostline.systems.semcom.config import SemcomConfig
 from frostline.systems.semcom.data import Batch, Collate, SemcomDataset, Source, open_source
 from frostline.systems.semcom.model import SemcomModel
 from frostline.training import BatchStream, Group, Loss, Phase, Sample, constant, cosine
+from frostline.units import format_bytes
 
 _TEST_SEED = 20_240  # one channel for all methods, other than any training run's
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -130,10 +131,31 @@ class SemcomSystem:
         if shared and self.group.is_main:
             self.group.barrier()
 
-    def release_tower_(self) -> None:
-        """Let go of the frozen tower, once every feature that will be asked for is cached."""
-        self.model.transmitter.release_tower_()
-        self.backbone.model.model.vision_tower = None
+    def release_upstream_(self) -> None:
+        """Let go of the frozen part before the codec, if every feature that training will ask for is cached."""
+        if self.cache is not None:
+            self.model.transmitter.release_()
+            self.backbone.model.model.vision_tower = None
+
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the run should know."""
+        system, (num_tokens, dim) = self.config.system, self.model.shape
+        num_symbols = self.model.num_symbols()
+        ratio = num_symbols / self.model.num_source_values
+        snr = "" if system.channel == "noiseless" else f", Es/N0 {system.snr_min_db:g} to {system.snr_max_db:g} dB"
+        lines = [
+            f"cut behind {system.mode}: {num_tokens} tokens of {dim}",
+            f"{system.channel} channel{snr}: {num_symbols} complex uses a picture, k/n = {ratio:.4f}",
+            "the frozen part before the codec runs under no_grad as insurance (freezing already made it cost 0 bytes"
+            " for backward); the one behind it never does",
+        ]
+        if self.cache is not None:
+            place = "on disk" if self.config.memory.feature_cache == "disk" else "in host memory"
+            size = format_bytes(self.cache.nbytes)
+            lines.append(f"feature cache: {self.source.num_pictures} pictures, {size} {place}")
+        if not self.phases:
+            lines.append("no codec, 0 trainable parameters: the frozen model is only monitored")
+        return tuple(lines)
 
     def features(self, pictures: range) -> Tensor:
         """Features (P, N, D) of training pictures, from the cache where there is one."""

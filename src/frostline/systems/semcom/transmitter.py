@@ -47,13 +47,13 @@ class Transmitter(nn.Module):
             pixels: Normalised pictures (B, 3, S, S).
 
         Returns:
-            Tokens (B, N, D) in float32.
+            Tokens (B, N, D), in float32 also where the tower runs in bfloat16.
         """
         return chunked_map(self._features, pixels, chunk_size=self.chunk_size)
 
-    def release_tower_(self) -> None:
-        """Let go of the frozen tower, once every feature it is needed for is cached."""
-        self.tower = None
+    def release_(self) -> None:
+        """Let go of the frozen parts, once every feature they are needed for is cached."""
+        self.tower = self.projector = None
 
     def _features(self, pixels: Tensor) -> Tensor:
         if self.tower is None:
@@ -61,7 +61,7 @@ class Transmitter(nn.Module):
         map_NCHW: Tensor = self.tower(pixels.to(self.dtype)).last_hidden_state
         tokens: Tensor
         tokens = map_NCHW.flatten(2).transpose(1, 2) if self.projector is None else self.projector(map_NCHW)
-        return tokens.float()
+        return tokens.to(torch.promote_types(tokens.dtype, torch.float32))
 
     def forward(self, features: Tensor, snr_db: Tensor) -> tuple[Tensor, Tensor]:
         """Compress features and normalise their power.

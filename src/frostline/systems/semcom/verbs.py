@@ -1,0 +1,66 @@
+"""The verbs semcom answers to: all that the workflow knows of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from frostline.config import MemoryConfig
+from frostline.memory import estimate
+from frostline.records import EvaluationReport, MemoryReport, PeakTable
+from frostline.systems.semcom import study
+from frostline.systems.semcom.backbone import shape_image_size
+from frostline.systems.semcom.config import SemcomConfig
+from frostline.systems.semcom.peak_table import ROWS, Row, Setting, build_florence, build_workload, peak_table as _table
+from frostline.systems.semcom.system import SemcomSystem
+from frostline.training import Group
+
+TRAINABLES = "codec.safetensors"
+_ANSWER_TOKENS = 32
+
+
+def build(config: SemcomConfig, group: Group, directory: Path | None) -> SemcomSystem:
+    """The system a configuration describes."""
+    return SemcomSystem(config, group, directory=directory)
+
+
+def estimate_step(config: SemcomConfig) -> MemoryReport:
+    """One training step on fake tensors: no weights, no pictures, no GPU."""
+    setting = _setting(config)
+    row = Row(name="frostline", memory=config.memory)
+    report = estimate(
+        lambda: build_florence(row, setting), lambda florence: build_workload(row, setting, florence)
+    )
+    return replace(report, not_seen=(*report.not_seen, f"answers longer than {_ANSWER_TOKENS} tokens"))
+
+
+def evaluate(system: SemcomSystem, baselines: bool, note: Callable[[str], None]) -> EvaluationReport:
+    """Accuracy over SNR."""
+    return study.evaluate(system, baselines=baselines, note=note)
+
+
+def demo_config() -> SemcomConfig:
+    """Scenes, cached features, 64 channel uses."""
+    return SemcomConfig(memory=MemoryConfig(feature_cache="disk", upstream_chunk=16))
+
+
+def peak_table(config: SemcomConfig) -> PeakTable:
+    """The run's own step beside the plain ones, all really run at the run's size."""
+    setting = _setting(config)
+    plain = [row for row in ROWS if row.name in ("unfrozen", "frozen", "published-advice")]
+    own = [
+        Row(name="frostline, no cache", memory=replace(config.memory, feature_cache="none")),
+        Row(name="frostline, this run", memory=config.memory),
+    ]
+    return _table(setting, setting, [*plain, *own], fake=False)
+
+
+def _setting(config: SemcomConfig) -> Setting:
+    training = config.training
+    return Setting(
+        system=config.system,
+        batch_size=max(1, training.batch_size // training.gradient_accumulation_steps),
+        image_size=shape_image_size(config.system.model),
+        target_tokens=_ANSWER_TOKENS,
+    )

@@ -1,0 +1,44 @@
+"""Show a system: train it, count its bytes, score it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from frostline.config import RunConfig
+from frostline.records import EvaluationReport, PeakTable, RunReport
+from frostline.workflow.evaluate import evaluate
+from frostline.workflow.session import RunObserver, verbs_of
+from frostline.workflow.train import train
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """All that a demonstration found."""
+
+    run: RunReport
+    table: PeakTable | None
+    evaluation: EvaluationReport | None
+
+
+def demo(config: RunConfig, name: str, *, out: Path, observer: RunObserver) -> Demo:
+    """Train a system in `out`, count the bytes of its step beside the plain one's, and score it.
+
+    An interrupted training is saved, and ends the demonstration.
+
+    Args:
+        config: Of the system `name`.
+        name: The system.
+        out: A new directory.
+        observer: Told how it goes.
+
+    Raises:
+        ConfigError: `out` holds a run already.
+    """
+    run = train(config, name, out=out, observer=observer, device="cpu")
+    if run.interrupted:
+        return Demo(run=run, table=None, evaluation=None)
+    observer.note("counting bytes, comparing gradients")
+    table = verbs_of(name).peak_table(config)
+    evaluation = evaluate(config, name, checkpoint=out, observer=observer, baselines=True, device="cpu")
+    return Demo(run=run, table=table, evaluation=evaluation)

@@ -1,0 +1,54 @@
+"""Evaluate a system, with the weights of a run or without any."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from frostline.config import RunConfig
+from frostline.records import EvaluationReport
+from frostline.regions import load_trainable_state_
+from frostline.training import CheckpointStore
+from frostline.workflow.session import Device, RunObserver, open_group, verbs_of
+from frostline.errors import ConfigError
+
+
+def evaluate(
+    config: RunConfig,
+    name: str,
+    *,
+    checkpoint: Path | None,
+    observer: RunObserver,
+    baselines: bool = False,
+    device: Device = "auto",
+) -> EvaluationReport:
+    """Score a system.
+
+    Args:
+        config: Of the system `name`.
+        name: The system.
+        checkpoint: A run's directory; needed where something trains.
+        observer: Told how it goes.
+        baselines: Also train the alternatives that need training.
+        device: ``auto`` takes a GPU where there is one.
+
+    Raises:
+        CheckpointError: There is no checkpoint, or it is of another system.
+        ConfigError: A value cannot be used.
+        DataError: The data cannot be used.
+        DeviceError: The device is not there.
+    """
+    verbs = verbs_of(name)
+    group = open_group(device)
+    try:
+        system = verbs.build(config, group, checkpoint)
+        observer.introduced(system.components(), system.notes())
+        if system.phases:
+            if checkpoint is None:
+                raise ConfigError("there is a codec to evaluate", do="give --checkpoint RUN, the directory of a run")
+            load_trainable_state_(system.model, CheckpointStore(checkpoint, verbs.TRAINABLES).load().trainables)
+        system.model.eval()
+        if baselines:
+            system.fill_cache(observer.filling)
+        return verbs.evaluate(system, baselines, observer.note)
+    finally:
+        group.close()

@@ -1,0 +1,119 @@
+"""What every verb on a system starts with: its device, its modules, its directory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, Protocol, cast
+
+import torch
+
+from frostline.config import RunConfig
+from frostline.errors import ConfigError, DeviceError
+from frostline.memory import Workload
+from frostline.records import Component, EvaluationReport, MemoryReport, PeakTable
+from frostline.systems.registry import system_module
+from frostline.training import Group, Observer, System
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class TrainableSystem(System, Protocol):
+    """What the workflow asks of a system beyond what the engine needs."""
+
+    def components(self) -> tuple[Component, ...]:
+        """Its parts, for the run's header."""
+        ...
+
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the run should know, for the header."""
+        ...
+
+    def fill_cache(self, progress: Callable[[int, int], None]) -> None:
+        """Compute what is computed once."""
+        ...
+
+    def release_upstream_(self) -> None:
+        """Let go of what is no longer needed once the cache is full."""
+        ...
+
+    def workload(self) -> Workload:
+        """One training step, to be measured."""
+        ...
+
+
+class Verbs(Protocol):
+    """A system's module of verbs."""
+
+    TRAINABLES: str
+
+    def build(self, config: RunConfig, group: Group, directory: Path | None) -> TrainableSystem:
+        """The system a configuration describes."""
+        ...
+
+    def estimate_step(self, config: RunConfig) -> MemoryReport:
+        """One training step on fake tensors."""
+        ...
+
+    def demo_config(self) -> RunConfig:
+        """What shows the system in a few minutes on two cores."""
+        ...
+
+    def peak_table(self, config: RunConfig) -> PeakTable:
+        """The run's own step beside the plain ones, really run."""
+        ...
+
+    def evaluate(
+        self, system: TrainableSystem, baselines: bool, note: Callable[[str], None]
+    ) -> EvaluationReport:
+        """How good it is."""
+        ...
+
+
+class RunObserver(Observer, Protocol):
+    """Who is told how a run goes, from its header on."""
+
+    def introduced(self, components: tuple[Component, ...], notes: tuple[str, ...]) -> None:
+        """The system is built."""
+        ...
+
+    def filling(self, done: int, total: int) -> None:
+        """The feature cache is being filled."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Something is going on that takes a while."""
+        ...
+
+
+def verbs_of(name: str) -> Verbs:
+    """A system's verbs; imports torch and all the system needs."""
+    return cast(Verbs, system_module(name))
+
+
+def open_group(device: Device) -> Group:
+    """Join the run's processes on a device.
+
+    Raises:
+        DeviceError: There is no GPU.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise DeviceError("there is no GPU that torch can use", do="leave out --device cuda")
+    return Group.open(device)
+
+
+def new_directory(out: Path) -> Path:
+    """The directory of a new run, created.
+
+    Raises:
+        ConfigError: It holds a run already, or cannot be made.
+    """
+    if (out / "resume.pt").exists():
+        raise ConfigError("the directory holds a run already", where=str(out), do="add --resume, or choose another --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"the directory cannot be made: {error.strerror}", where=str(out)) from None
+    return out

@@ -1,0 +1,123 @@
+"""Train a system from its configuration to a directory with checkpoint, configuration, log and record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from frostline.config import RunConfig, dump_config
+from frostline.errors import CheckpointError, ConfigError
+from frostline.memory import measure
+from frostline.records import MemoryReport, RunReport, to_json
+from frostline.training import CheckpointStore, Group, RunLog, run
+from frostline.units import format_bytes
+from frostline.workflow.session import Device, RunObserver, TrainableSystem, new_directory, open_group, verbs_of
+
+_MAY_CHANGE = {
+    ("data", "num_workers"),
+    ("data", "force_num_workers"),
+    ("data", "prefetch_factor"),
+    ("training", "log_every"),
+    ("training", "checkpoint_every"),
+    ("training", "tensorboard"),
+}
+
+
+def train(
+    config: RunConfig, name: str, *, out: Path, observer: RunObserver, resume: bool = False, device: Device = "auto"
+) -> RunReport:
+    """Train.
+
+    Args:
+        config: Of the system `name`.
+        name: The system.
+        out: The run's directory.
+        observer: Told how it goes.
+        resume: Continue the run in `out`; it must have been started with this configuration.
+        device: ``auto`` takes a GPU where there is one.
+
+    Raises:
+        ConfigError: A value cannot be used, nothing is left to train, or `out` holds a run already.
+        CheckpointError: There is nothing to resume, or it was started with another configuration.
+        DataError: The data cannot be used.
+        DeviceError: The device is not there.
+    """
+    verbs = verbs_of(name)
+    group = open_group(device)
+    try:
+        store = CheckpointStore(out, verbs.TRAINABLES)
+        text = dump_config(config, name)
+        if resume:
+            _check_same(store.load().config_text, text, out)
+        elif group.is_main:
+            new_directory(out)
+        group.barrier()
+        system = verbs.build(config, group, out)
+        if not system.phases:
+            raise ConfigError(
+                "the system has 0 trainable parameters: it can only be monitored",
+                do=f"run `frostline evaluate {name}` with the same keys",
+            )
+        report = _introduce(system, group, observer)
+        if group.is_main:
+            (out / "config.yaml").write_text(text, encoding="utf-8")
+            (out / "memory.json").write_text(to_json(report, indent=1), encoding="utf-8")
+        record = run(
+            system,
+            config.training,
+            group=group,
+            store=store,
+            config_text=text,
+            log=RunLog(
+                out / "log.jsonl",
+                log_every=config.training.log_every,
+                tensorboard=config.training.tensorboard,
+            ),
+            observer=observer,
+            resume=resume,
+            known_peak_bytes=report.peak_bytes,
+        )
+        if group.is_main:
+            (out / "run.json").write_text(to_json(record, indent=1), encoding="utf-8")
+        return record
+    finally:
+        group.close()
+
+
+def _introduce(system: TrainableSystem, group: Group, observer: RunObserver) -> MemoryReport:
+    """Say what trains, fill the cache, and measure a step."""
+    if group.is_main:
+        observer.introduced(system.components(), system.notes())
+    system.fill_cache(observer.filling if group.is_main else _silent)
+    system.release_upstream_()
+    work = system.workload()
+    report = measure(work.step, work.model, optimizers=work.optimizers, inputs=work.inputs)
+    if group.is_main:
+        peak, resident = format_bytes(report.peak_bytes), format_bytes(report.resident_bytes)
+        observer.note(f"one step peaks at {peak}, {resident} of it there before: {report.peak_at}")
+    return report
+
+
+def _silent(done: int, total: int) -> None:
+    pass
+
+
+def _check_same(saved: str, asked: str, out: Path) -> None:
+    """Hold a resumed run to the configuration it was started with."""
+    before, now = yaml.safe_load(saved), yaml.safe_load(asked)
+    if before.get("name") != now.get("name"):
+        raise CheckpointError(f"the run is of {before.get('name')!r}, not of {now.get('name')!r}", where=str(out))
+    changed = [
+        f"{section}.{key} was {before[section].get(key)!r}, is {value!r}"
+        for section, keys in now.items()
+        if isinstance(keys, dict)
+        for key, value in keys.items()
+        if before[section].get(key) != value and (section, key) not in _MAY_CHANGE
+    ]
+    if changed:
+        raise CheckpointError(
+            "the run was started with another configuration: " + "; ".join(changed),
+            where=str(out),
+            do=f"resume with `frostline train {out / 'config.yaml'} --out {out} --resume`",
+        )
