@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Any
 
 from frostline.config import RunConfig
@@ -25,6 +26,11 @@ def config_class(name: str) -> type[RunConfig]:
     return kind
 
 
-def system_module(name: str) -> Any:
-    """The module that builds, measures, evaluates and demonstrates a system; imports torch."""
-    return importlib.import_module(f"frostline.systems.{name}.system")
+def demo_file(name: str) -> Path:
+    """The configuration that a system's demonstration runs."""
+    return Path(__file__).parent / name / "demo.yaml"
+
+
+def system_verbs(name: str) -> Any:
+    """The module of the verbs a system answers to; imports torch."""
+    return importlib.import_module(f"frostline.systems.{name}.verbs")

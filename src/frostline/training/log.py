@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any, TextIO
 
 from frostline.errors import import_extra
@@ -90,7 +89,7 @@ class RunLog:
 
     def _close_window(self, phase: str) -> list[StepRecord]:
         window = self._windows.pop(phase)
-        mean = _mean(window)
+        mean = _window_mean(window)
         self._write(to_json(mean))
         if self._writer:
             for name, value in _scalars(mean).items():
@@ -110,18 +109,24 @@ def _step_of(line: str) -> float:
         return math.inf
 
 
-def _mean(window: Sequence[StepRecord]) -> StepRecord:
+def _window_mean(window: Sequence[StepRecord]) -> StepRecord:
     made = [record for record in window if not record.skipped] or window
     names = dict.fromkeys(name for record in made for name in record.terms)
     return replace(
         window[-1],
-        loss=fmean(record.loss for record in made),
-        terms={name: fmean(r.terms[name] for r in made if name in r.terms) for name in names},
-        gradient_norm=fmean(record.gradient_norm for record in made),
+        loss=_mean(record.loss for record in made),
+        terms={name: _mean(r.terms[name] for r in made if name in r.terms) for name in names},
+        gradient_norm=_mean(record.gradient_norm for record in made),
         peak_bytes=max(record.peak_bytes for record in window),
-        data_seconds=fmean(record.data_seconds for record in window),
-        step_seconds=fmean(record.step_seconds for record in window),
+        data_seconds=_mean(record.data_seconds for record in window),
+        step_seconds=_mean(record.step_seconds for record in window),
     )
+
+
+def _mean(values: Iterable[float]) -> float:
+    """Unlike `statistics.fmean`, no error where a diverged run holds both infinities."""
+    held = list(values)
+    return sum(held) / len(held)
 
 
 def _scalars(record: StepRecord) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -192,9 +193,10 @@ def _save(
     group.barrier()
 
 
-def _buffers(model: nn.Module) -> list[Tensor]:
+def _buffers(model: nn.Module) -> Iterator[Tensor]:
+    """Lazily: a process alone has nobody to send them to, and never walks the model."""
     trainables = trainable_parameters(model)
-    return [tensor for name, tensor in trainable_state(model).items() if name not in trainables]
+    yield from (tensor for name, tensor in trainable_state(model).items() if name not in trainables)
 
 
 def _tell(records: tuple[StepRecord, ...], log: RunLog, observer: Observer) -> None:

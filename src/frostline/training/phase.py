@@ -86,6 +86,7 @@ class Phase:
         self.optimizers, self.schedule, self.device = tuple(optimizers), schedule, device
         self.clip_norm, self.precision = clip_norm, precision
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "16-mixed")
+        self.scaler.scale(torch.zeros((), device=device))  # a process may have no loss in the first step
         self.step = self.num_skipped = 0
         for group in self._groups():
             group.setdefault("initial_lr", group["lr"])

@@ -12,7 +12,7 @@ from frostline.config import RunConfig
 from frostline.errors import ConfigError, DeviceError
 from frostline.memory import Workload
 from frostline.records import Component, EvaluationReport, MemoryReport, PeakTable
-from frostline.systems.registry import system_module
+from frostline.systems.registry import system_verbs
 from frostline.training import Group, Observer, System
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -55,10 +55,6 @@ class Verbs(Protocol):
         """One training step on fake tensors."""
         ...
 
-    def demo_config(self) -> RunConfig:
-        """What shows the system in a few minutes on two cores."""
-        ...
-
     def peak_table(self, config: RunConfig) -> PeakTable:
         """The run's own step beside the plain ones, really run."""
         ...
@@ -88,7 +84,7 @@ class RunObserver(Observer, Protocol):
 
 def verbs_of(name: str) -> Verbs:
     """A system's verbs; imports torch and all the system needs."""
-    return cast(Verbs, system_module(name))
+    return cast(Verbs, system_verbs(name))
 
 
 def open_group(device: Device) -> Group:

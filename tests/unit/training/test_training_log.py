@@ -77,6 +77,8 @@ def test_skipped_steps_stay_out_of_the_means_and_infinities_are_json(tmp_path):
     assert (lines(tmp_path / "a")[0]["gradient_norm"], lines(tmp_path / "a")[0]["num_skipped"]) == (3.0, 1)
     logged(tmp_path / "b", series(2, gradient_norm=[inf, inf], skipped=[True, True], num_skipped=[1, 2]))
     assert from_json((tmp_path / "b").read_text().splitlines()[0]).gradient_norm == inf
+    logged(tmp_path / "c", series(2, loss=[inf, -inf]))
+    assert lines(tmp_path / "c")[0]["loss"] == "nan"
 
 
 def test_a_resume_appends_and_drops_lines_past_its_step(tmp_path):

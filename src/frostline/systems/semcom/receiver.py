@@ -67,10 +67,10 @@ class Receiver(nn.Module):
         if self.decompression is None:
             return (values * amplitude.view((-1,) + (1,) * (values.dim() - 1))).reshape(-1, *shape)
         features: Tensor = self.decompression(values, snr_db)
-        if features.shape[1:] != shape:
+        if features.shape != (len(snr_db), *shape):
             raise ShapeError(
                 "the decompression's output",
-                expected=("batch", *shape),
+                expected=(len(snr_db), *shape),
                 actual=tuple(features.shape),
                 where=type(self.decompression).__name__,
                 do="return the shape of the cut: (batch, visual tokens, feature width)",
@@ -112,8 +112,7 @@ class Receiver(nn.Module):
     def loss(self, features: Tensor, tasks: Sequence[str], labels: Tensor) -> Tensor:
         """Mean cross-entropy of the answers, in nats a token; -100 does not count."""
         hidden = self.hidden(features, tasks, labels)
-        chunk_tokens = self.loss_chunk_tokens or labels.numel()
-        return chunked_cross_entropy(hidden, self.head.weight, labels, chunk_tokens=chunk_tokens)
+        return chunked_cross_entropy(hidden, self.head.weight, labels, chunk_tokens=self.loss_chunk_tokens)
 
     @torch.no_grad()
     def predict(self, features: Tensor, tasks: Sequence[str], labels: Tensor) -> Tensor:

@@ -34,7 +34,6 @@ class Transmitter(nn.Module):
         self.projector = backbone.projector if mode == "image_proj_norm" else None
         self.compression = compression
         self.chunk_size = chunk_size
-        self.dtype = backbone.model.dtype
 
     @torch.no_grad()
     def features(self, pixels: Tensor) -> Tensor:
@@ -58,10 +57,11 @@ class Transmitter(nn.Module):
     def _features(self, pixels: Tensor) -> Tensor:
         if self.tower is None:
             raise StepError("the tower was released", do="read features from the cache, or build the system anew")
-        map_NCHW: Tensor = self.tower(pixels.to(self.dtype)).last_hidden_state
+        dtype = next(self.tower.parameters()).dtype
+        map_NCHW: Tensor = self.tower(pixels.to(dtype)).last_hidden_state
         tokens: Tensor
         tokens = map_NCHW.flatten(2).transpose(1, 2) if self.projector is None else self.projector(map_NCHW)
-        return tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+        return tokens.to(torch.promote_types(dtype, torch.float32))
 
     def forward(self, features: Tensor, snr_db: Tensor) -> tuple[Tensor, Tensor]:
         """Compress features and normalise their power.

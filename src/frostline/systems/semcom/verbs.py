@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from frostline.config import MemoryConfig
 from frostline.memory import estimate
 from frostline.records import EvaluationReport, MemoryReport, PeakTable
 from frostline.systems.semcom import study
@@ -38,11 +37,6 @@ def estimate_step(config: SemcomConfig) -> MemoryReport:
 def evaluate(system: SemcomSystem, baselines: bool, note: Callable[[str], None]) -> EvaluationReport:
     """Accuracy over SNR."""
     return study.evaluate(system, baselines=baselines, note=note)
-
-
-def demo_config() -> SemcomConfig:
-    """Scenes, cached features, 64 channel uses."""
-    return SemcomConfig(memory=MemoryConfig(feature_cache="disk", upstream_chunk=16))
 
 
 def peak_table(config: SemcomConfig) -> PeakTable:

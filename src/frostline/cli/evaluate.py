@@ -1,0 +1,55 @@
+"""``frostline evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from frostline.cli.request import ConfigName, DeviceName, Json, PrintConfig, Words, read_request
+from frostline.cli.screen import output, progress
+from frostline.records import to_json
+from frostline.reports.files import write_csv, write_curves
+from frostline.reports.terminal import evaluation_view
+
+
+def evaluate(
+    config: ConfigName,
+    *words: Words,
+    checkpoint: Annotated[Path | None, Parameter(help="The directory of a run.")] = None,
+    baselines: Annotated[
+        bool, Parameter(negative="", help="Also train the alternatives that need training.")
+    ] = False,
+    out: Annotated[Path | None, Parameter(help="Where CSV and PNG go; --checkpoint by default.")] = None,
+    device: DeviceName = "auto",
+    json: Json = False,
+    print_config: PrintConfig = False,
+) -> int:
+    """Evaluate a trained system, or monitor the frozen model alone (--system.codec none).
+
+    Every key of the configuration is a word. `frostline evaluate semcom --help` lists them.
+    """
+    request = read_request(config, words)
+    if print_config:
+        output(request.text)
+        return 0
+    from frostline import workflow
+
+    with progress() as observer:
+        report = workflow.evaluate(
+            request.config,
+            request.system,
+            checkpoint=checkpoint,
+            observer=observer,
+            baselines=baselines,
+            device=device,
+        )
+    directory = out or checkpoint
+    if directory is not None:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "evaluation.json").write_text(to_json(report, indent=1), encoding="utf-8")
+        write_csv(report, directory / "evaluation.csv")
+        write_curves(report, directory / "evaluation.png")
+    output(to_json(report, indent=1) if json else evaluation_view(report))
+    return 0

@@ -1,0 +1,61 @@
+"""The ``frostline`` command."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError
+
+from frostline import __version__
+from frostline.cli.demo import demo
+from frostline.cli.evaluate import evaluate
+from frostline.cli.measure import measure
+from frostline.cli.request import source_of
+from frostline.cli.screen import output
+from frostline.cli.train import train
+from frostline.config import config_app
+from frostline.errors import FrostlineError
+from frostline.systems.registry import config_class
+
+_HELP = """Train the small part of a big model, in the memory you have, with the same gradients.
+
+A CONFIG is a system's name or a YAML file. Exit codes: 0 fine, 1 findings or over budget, 2 the request cannot be
+carried out, 130 interrupted and saved."""
+
+app = App(name="frostline", help=_HELP, version=__version__, help_format="plaintext", result_action="return_value")
+for verb in (train, measure, evaluate, demo):
+    app.command(verb)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Carry out a command line; returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if _asks_for_keys(words):
+            return _print_keys(words[0], words[1])
+        code = app(words, exit_on_error=False, print_error=False)
+        return code if isinstance(code, int) else 0
+    except (CycloptsError, FrostlineError) as error:
+        sys.stderr.write(f"frostline: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("frostline: interrupted\n")
+        return 130
+
+
+def _asks_for_keys(words: list[str]) -> bool:
+    """``frostline VERB CONFIG --help``: the keys of that configuration belong to the answer."""
+    return len(words) == 3 and words[2] in ("--help", "-h") and not words[1].startswith("-")
+
+
+def _print_keys(verb: str, name: str) -> int:
+    app.help_print([verb])
+    source = source_of(name)
+    output(f"Keys of {source.system}:\n")
+    config_app(config_class(source.system), source, f"frostline {verb} {name}").help_print()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,25 @@
+"""Where a verb speaks: results to standard output, everything else to standard error."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console, RenderableType
+
+from frostline.reports.progress import ProgressReport
+
+INTERRUPTED = 130
+"""Exit code of a run that Ctrl-C ended: 128 and the signal's number, as shells do."""
+
+
+def output(what: RenderableType) -> None:
+    """Print a result; text goes out as it is, so that it can be piped."""
+    if isinstance(what, str):
+        sys.stdout.write(what if what.endswith("\n") else what + "\n")
+    else:
+        Console().print(what)
+
+
+def progress() -> ProgressReport:
+    """A run's progress on standard error."""
+    return ProgressReport(Console(stderr=True))

@@ -1,0 +1,14 @@
+from collections.abc import Iterator
+
+import pytest
+from leaks import leaks, snapshot
+
+
+@pytest.fixture(autouse=True)
+def _leave_no_trace() -> Iterator[None]:
+    """Fail a test that leaves global state behind; it is set up first, so every other fixture is gone by then."""
+    before = snapshot()
+    yield
+    found = leaks(before)
+    if found:
+        pytest.fail("the test leaves something behind:\n" + "\n".join(found))
