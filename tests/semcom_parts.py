@@ -87,7 +87,9 @@ def small_model(
     return SemcomModel(backbone or nano(), settings, memory, image_size=image_size)
 
 
-def small_system(memory: MemoryConfig = PLAIN, *, batch_size: int = 8, num_scenes: int = 24, **system: object) -> SemcomSystem:
+def small_system(
+    memory: MemoryConfig = PLAIN, *, batch_size: int = 8, num_scenes: int = 24, **system: object
+) -> SemcomSystem:
     """A whole system on a few scenes."""
     config = SemcomConfig(
         data=SemcomDataConfig(num_scenes=num_scenes, num_test=16),

@@ -10,22 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0.dev0"
 
-_ROOMS = {
-    "Workload": "memory",
-    "checkpoint_": "ops",
-    "chunked_cross_entropy": "ops",
-    "chunked_map": "ops",
-    "FeatureCache": "ops",
-    "compare_gradients": "proof",
-    "estimate": "memory",
-    "evaluate": "workflow",
-    "freeze_": "regions",
-    "measure": "memory",
-    "train": "workflow",
-    "unfreeze_": "regions",
-}
-
-__all__ = ["__version__", *sorted(_ROOMS)]  # noqa: PLE0604
+__all__ = [
+    "FeatureCache",
+    "Workload",
+    "__version__",
+    "checkpoint_",
+    "chunked_cross_entropy",
+    "chunked_map",
+    "compare_gradients",
+    "estimate",
+    "evaluate",
+    "freeze_",
+    "measure",
+    "train",
+    "unfreeze_",
+]
 
 if TYPE_CHECKING:
     from frostline.memory import Workload, estimate, measure
@@ -35,11 +34,21 @@ if TYPE_CHECKING:
     from frostline.workflow import evaluate, train
 
 
+_ROOMS = {
+    "memory": ("Workload", "estimate", "measure"),
+    "ops": ("FeatureCache", "checkpoint_", "chunked_cross_entropy", "chunked_map"),
+    "proof": ("compare_gradients",),
+    "regions": ("freeze_", "unfreeze_"),
+    "workflow": ("evaluate", "train"),
+}
+
+
 def __getattr__(name: str) -> Any:
-    if name not in _ROOMS:
-        raise AttributeError(f"module 'frostline' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"frostline.{_ROOMS[name]}"), name)
+    for room, names in _ROOMS.items():
+        if name in names:
+            return getattr(importlib.import_module(f"frostline.{room}"), name)
+    raise AttributeError(f"module 'frostline' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return __all__

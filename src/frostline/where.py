@@ -9,7 +9,7 @@ from types import FrameType
 
 _PACKAGE = str(Path(__file__).parent)
 _LIBRARY = tuple(
-    str(Path(folder)) for folder in {sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}
+    str(Path(folder)) for folder in {sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib", "scripts")}
 )
 
 

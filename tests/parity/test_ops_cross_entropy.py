@@ -35,10 +35,7 @@ def problem(dtype=torch.float64, seed=0):
 
 
 def value_and_gradients(loss, tensors, trainable):
-    leaves = [
-        tensor.detach().clone().requires_grad_(train)
-        for tensor, train in zip(tensors, trainable, strict=True)
-    ]
+    leaves = [tensor.detach().clone().requires_grad_(train) for tensor, train in zip(tensors, trainable, strict=True)]
     value = loss(*leaves)
     value.backward()
     return [value.detach(), *(leaf.grad for leaf in leaves)]
@@ -46,9 +43,7 @@ def value_and_gradients(loss, tensors, trainable):
 
 def both(run, tensors, trainable=(True,)):
     """Values and gradients of ``run(loss, *tensors)`` with our loss and with the plain one."""
-    return [
-        value_and_gradients(partial(run, loss), tensors, trainable) for loss in (chunked_cross_entropy, plain)
-    ]
+    return [value_and_gradients(partial(run, loss), tensors, trainable) for loss in (chunked_cross_entropy, plain)]
 
 
 def relative_error(actual, expected):
@@ -62,15 +57,11 @@ def test_equals_plain_in_float64(chunk_tokens, trainable, reduction):
     hidden, weight, bias, target = problem()
     tensors = (hidden, weight, bias)
     ours = value_and_gradients(
-        lambda h, w, b: chunked_cross_entropy(
-            h, w, target, bias=b, chunk_tokens=chunk_tokens, reduction=reduction
-        ),
+        lambda h, w, b: chunked_cross_entropy(h, w, target, bias=b, chunk_tokens=chunk_tokens, reduction=reduction),
         tensors,
         trainable,
     )
-    theirs = value_and_gradients(
-        lambda h, w, b: plain(h, w, target, bias=b, reduction=reduction), tensors, trainable
-    )
+    theirs = value_and_gradients(lambda h, w, b: plain(h, w, target, bias=b, reduction=reduction), tensors, trainable)
     for mine, reference in zip(ours, theirs, strict=True):
         assert (mine is None) == (reference is None)
         if mine is not None:
@@ -90,9 +81,7 @@ def test_gradcheck():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_rounding_is_that_of_plain_torch(dtype):
     *tensors, target = problem(dtype)
-    truth = value_and_gradients(
-        lambda h, w, b: plain(h, w, target, bias=b), [t.double() for t in tensors], (True,) * 3
-    )
+    truth = value_and_gradients(lambda h, w, b: plain(h, w, target, bias=b), [t.double() for t in tensors], (True,) * 3)
     theirs = value_and_gradients(lambda h, w, b: plain(h, w, target, bias=b), tensors, (True,) * 3)
     ours = value_and_gradients(
         lambda h, w, b: chunked_cross_entropy(h, w, target, bias=b, chunk_tokens=8), tensors, (True,) * 3
@@ -197,9 +186,7 @@ def test_under_activation_checkpointing():
     hidden, weight, _, target = problem()
     without = value_and_gradients(lambda h: chunked_cross_entropy(h.tanh(), weight, target), [hidden], [True])
     within = value_and_gradients(
-        lambda h: checkpoint(
-            lambda x: chunked_cross_entropy(x.tanh(), weight, target), h, use_reentrant=False
-        ),
+        lambda h: checkpoint(lambda x: chunked_cross_entropy(x.tanh(), weight, target), h, use_reentrant=False),
         [hidden],
         [True],
     )

@@ -171,9 +171,7 @@ def test_a_truncated_or_foreign_file_is_refused(tmp_path):
 def test_too_small_a_disk_is_refused_before_anything_is_written(tmp_path):
     free_bytes = shutil.disk_usage(tmp_path).free
     with pytest.raises(ConfigError, match=r"needs .*(GiB), the disk has .* free"):
-        FeatureCache(
-            free_bytes // 1024, (513,), dtype=torch.float32, key="k", path=tmp_path / "new" / "features"
-        )
+        FeatureCache(free_bytes // 1024, (513,), dtype=torch.float32, key="k", path=tmp_path / "new" / "features")
     assert not list(tmp_path.iterdir())
 
 

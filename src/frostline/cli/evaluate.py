@@ -18,9 +18,7 @@ def evaluate(
     config: ConfigName,
     *words: Words,
     checkpoint: Annotated[Path | None, Parameter(help="The directory of a run.")] = None,
-    baselines: Annotated[
-        bool, Parameter(negative="", help="Also train the alternatives that need training.")
-    ] = False,
+    baselines: Annotated[bool, Parameter(negative="", help="Also train the alternatives that need training.")] = False,
     out: Annotated[Path | None, Parameter(help="Where CSV and PNG go; --checkpoint by default.")] = None,
     device: DeviceName = "auto",
     json: Json = False,

@@ -15,9 +15,7 @@ from frostline.reports.terminal import memory_view
 def measure(
     config: ConfigName,
     *words: Words,
-    fake: Annotated[
-        bool, Parameter(negative="", help="Predict on fake tensors: no weights, no data, no GPU.")
-    ] = False,
+    fake: Annotated[bool, Parameter(negative="", help="Predict on fake tensors: no weights, no data, no GPU.")] = False,
     device: DeviceName = "auto",
     json: Json = False,
     print_config: PrintConfig = False,

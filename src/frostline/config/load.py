@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -31,21 +31,19 @@ def read_yaml(path: Path) -> ConfigSource:
     """Read a configuration file; its ``name`` key says which system it is for.
 
     Raises:
-        ConfigError: No such file, not YAML, a key twice, or no ``name``.
+        ConfigError: No such file, not text, not YAML, a key twice, or no ``name``.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except OSError as error:
         raise ConfigError(f"cannot read the configuration: {error.strerror}", where=str(path)) from None
-    try:
-        document = yaml.load(text, Loader=_StrictLoader)
+    except (UnicodeDecodeError, yaml.reader.ReaderError) as error:
+        raise ConfigError(f"the configuration is not UTF-8 text: {error.reason}", where=str(path)) from None
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(error.problem or "not YAML", where=f"{path}{line}") from None
     if not isinstance(document, dict) or not isinstance(document.get("name"), str):
-        raise ConfigError(
-            "the configuration names no system", where=str(path), do="add a line such as 'name: semcom'"
-        )
+        raise ConfigError("the configuration names no system", where=str(path), do="add a line such as 'name: semcom'")
     name = document.pop("name")
     for section, keys in document.items():
         if not isinstance(keys, dict):
@@ -73,7 +71,7 @@ def load_config(kind: type[Config], source: ConfigSource, arguments: Sequence[st
     return config
 
 
-def config_app(kind: type[Config], source: ConfigSource, name: str = "") -> App:
+def config_app(kind: Callable[[], RunConfig], source: ConfigSource, name: str = "") -> App:
     """The cyclopts app whose only job is to return the configuration; its help lists every key."""
     app = App(
         name=name or source.system,
@@ -85,10 +83,11 @@ def config_app(kind: type[Config], source: ConfigSource, name: str = "") -> App:
         help_format="plaintext",
     )
 
-    def build(*, config: kind = kind()) -> RunConfig:  # type: ignore[valid-type]
+    def build(*, config: RunConfig) -> RunConfig:
         return config
 
     build.__annotations__["config"] = Annotated[kind, Parameter(name="*")]
+    build.__kwdefaults__ = {"config": kind()}
     app.default(build)
     return app
 
@@ -110,14 +109,12 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
+    seen: list[Any] = []  # a key may be unhashable, which `construct_mapping` refuses in words
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)
         if key in seen:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {key!r} is given twice", key_node.start_mark
-            )
-        seen.add(key)
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", key_node.start_mark)
+        seen.append(key)
     return loader.construct_mapping(node, deep=True)
 
 

@@ -62,9 +62,7 @@ def measure(
     return _report(log, _device(model), "measured", (_KERNELS,), allocator)
 
 
-def estimate(
-    build_model: Callable[[], nn.Module], build_workload: Callable[[nn.Module], Workload]
-) -> MemoryReport:
+def estimate(build_model: Callable[[], nn.Module], build_workload: Callable[[nn.Module], Workload]) -> MemoryReport:
     """What `measure` would say on this machine's CPU, without the memory: no weights, no activations.
 
     Args:

@@ -48,9 +48,7 @@ def chunked_map(
     if chunk_size == 0:
         return function(*tensors)
     if chunk_size < 0:
-        raise ConfigError(
-            f"chunk_size is {chunk_size}", where="chunked_map", do="give 1 or more, or 0 for one call"
-        )
+        raise ConfigError(f"chunk_size is {chunk_size}", where="chunked_map", do="give 1 or more, or 0 for one call")
     num_rows = tensors[0].shape[dim]
     for tensor in tensors:
         _check_rows(tensor, "each input of chunked_map", num_rows, dim)

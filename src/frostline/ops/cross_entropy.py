@@ -87,9 +87,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         # needs_input_grad does not know about no_grad.
-        hidden_trains, weight_trains, bias_trains = (
-            grad_enabled and need for need in ctx.needs_input_grad[:3]
-        )
+        hidden_trains, weight_trains, bias_trains = (grad_enabled and need for need in ctx.needs_input_grad[:3])
         loss = hidden.new_zeros((), dtype=dtype)
         grad_hidden = torch.empty_like(hidden) if hidden_trains else None
         grad_weight = torch.zeros_like(weight, dtype=dtype) if weight_trains else None
@@ -131,9 +129,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             )
         *gradients, num_tokens = ctx.saved_tensors
         scale = grad_output / num_tokens
-        scaled = (
-            None if grad is None else (grad.to(scale.dtype) * scale).to(ctx.dtype) for grad in gradients
-        )
+        scaled = (None if grad is None else (grad.to(scale.dtype) * scale).to(ctx.dtype) for grad in gradients)
         return (*scaled, None, None, None, None, None)
 
 
@@ -157,8 +153,6 @@ def _check(
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ShapeError("bias", expected=(len(weight),), actual=tuple(bias.shape), where=where)
     if chunk_tokens < 0:
-        raise ConfigError(
-            f"chunk_tokens is {chunk_tokens}", where=where, do="give 1 or more, or 0 for the plain loss"
-        )
+        raise ConfigError(f"chunk_tokens is {chunk_tokens}", where=where, do="give 1 or more, or 0 for the plain loss")
     if reduction not in ("mean", "sum"):
         raise ConfigError(f"reduction is {reduction!r}", where=where, do="take 'mean' or 'sum'")

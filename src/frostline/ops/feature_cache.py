@@ -66,9 +66,7 @@ class FeatureCache:
         self.num_damaged = 0
         self._file = None if path is None else RowFile(path, num_samples, self.shape, dtype, key)
         self._row_bytes = math.prod(self.shape) * dtype.itemsize
-        self.nbytes = (
-            num_samples * (self._row_bytes + _MARK_BYTES) if self._file is None else self._file.nbytes
-        )
+        self.nbytes = num_samples * (self._row_bytes + _MARK_BYTES) if self._file is None else self._file.nbytes
         if self._file is not None:
             self._file.check()
 
@@ -124,9 +122,7 @@ class FeatureCache:
     def _check(self, rows: Tensor, num_rows: int) -> None:
         expected = (num_rows, *self.shape)
         if tuple(rows.shape) != expected:
-            raise ShapeError(
-                "computed features", expected=expected, actual=tuple(rows.shape), where="FeatureCache"
-            )
+            raise ShapeError("computed features", expected=expected, actual=tuple(rows.shape), where="FeatureCache")
         if rows.dtype != self.dtype:
             raise ConfigError(
                 f"computed features are {rows.dtype}, the cache keeps {self.dtype}",

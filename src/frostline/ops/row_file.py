@@ -52,9 +52,7 @@ class RowFile:
         ConfigError: A type that the format does not know.
     """
 
-    def __init__(
-        self, path: Path, num_rows: int, shape: tuple[int, ...], dtype: torch.dtype, key: str
-    ) -> None:
+    def __init__(self, path: Path, num_rows: int, shape: tuple[int, ...], dtype: torch.dtype, key: str) -> None:
         if dtype not in _TYPE_NAMES:
             raise ConfigError(f"{dtype} features cannot be kept in a safetensors file", where=str(path))
         self._path, self._num_rows = path, num_rows
@@ -117,9 +115,7 @@ class RowFile:
         with unfinished.open("wb") as file:
             file.write(self._start)
             file.truncate(self.nbytes)
-            if (
-                sys.platform == "linux"
-            ):  # take the room now: a full disk later would kill the process by a signal
+            if sys.platform == "linux":  # take the room now: a full disk later would kill the process by a signal
                 os.posix_fallocate(file.fileno(), 0, self.nbytes)
         unfinished.replace(self._path)
 

@@ -69,9 +69,7 @@ def compare_gradients(
     """
     differences = _differences(plain, treated)
     worst = max(differences, key=lambda difference: difference.max_relative, default=None)
-    present = [
-        gradient for gradients in (plain, treated) for gradient in gradients.values() if gradient is not None
-    ]
+    present = [gradient for gradients in (plain, treated) for gradient in gradients.values() if gradient is not None]
     return ProofReport(
         proof_class=_proof_class(differences, present, floor),
         worst=worst,
@@ -81,9 +79,7 @@ def compare_gradients(
     )
 
 
-def _proof_class(
-    differences: tuple[GradientDifference, ...], present: list[Tensor], floor: float | None
-) -> ProofClass:
+def _proof_class(differences: tuple[GradientDifference, ...], present: list[Tensor], floor: float | None) -> ProofClass:
     if not present:
         return "none"
     if all(difference.equal for difference in differences):

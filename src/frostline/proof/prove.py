@@ -62,7 +62,7 @@ def _run(
         for name, parameter in trainable_parameters(model).items():
             parameter.grad = gradients[name] = None
             hook = partial(_record, gradients, name)
-            handle = parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+            handle = parameter.register_post_accumulate_grad_hook(hook)
             hooks.callback(handle.remove)
         return _loss(step()), gradients
 

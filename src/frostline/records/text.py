@@ -35,9 +35,15 @@ def from_json(text: str) -> Record:
     except json.JSONDecodeError as error:
         raise FrostlineError(f"not JSON: {error}") from None
     kind = document.pop("record", None) if isinstance(document, dict) else None
-    if kind not in _KINDS:
-        raise FrostlineError(f"not a frostline record: 'record' is {kind!r}, not one of {sorted(_KINDS)}")
-    record: Record = _build(_KINDS[kind], document, kind)
+    kinds = sorted(_KINDS)
+    if kind not in kinds:
+        raise FrostlineError(f"not a frostline record: 'record' is {kind!r}, not one of {kinds}")
+    try:
+        record: Record = _build(_KINDS[kind], document, kind)
+    except FrostlineError:
+        raise
+    except (AttributeError, TypeError, ValueError) as error:
+        raise FrostlineError(f"{kind} does not fit: {error}") from None
     return record
 
 

@@ -4,17 +4,13 @@ from frostline.regions.freeze import freeze_, is_frozen, unfreeze_
 from frostline.regions.override import Override, find_override, override_
 from frostline.regions.preserve import preserved
 from frostline.regions.state import (
-    Component,
-    components,
     load_trainable_state_,
     trainable_parameters,
     trainable_state,
 )
 
 __all__ = [
-    "Component",
     "Override",
-    "components",
     "find_override",
     "freeze_",
     "is_frozen",

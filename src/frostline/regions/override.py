@@ -24,9 +24,7 @@ class Override:
         function: What is called, with the method that was there before as its first argument.
     """
 
-    def __init__(
-        self, module: nn.Module, name: str, function: Callable[..., Any], earlier: Any = None
-    ) -> None:
+    def __init__(self, module: nn.Module, name: str, function: Callable[..., Any], earlier: Any = None) -> None:
         self.name, self.function = name, function
         self._module = weakref.ref(module)
         self._earlier = earlier  # the instance attribute it covers; None where it covers the class's method
@@ -37,9 +35,7 @@ class Override:
         """The module, as on every bound method."""
         module = self._module()
         if module is None:
-            raise StepError(
-                f"the module whose {self.name!r} this was is gone", do="keep a reference to the module"
-            )
+            raise StepError(f"the module whose {self.name!r} this was is gone", do="keep a reference to the module")
         return module
 
     @property

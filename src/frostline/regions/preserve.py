@@ -100,7 +100,7 @@ def _settings(group: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _same_random_numbers() -> Iterator[None]:
-    initialized = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    initialized = torch.cuda.is_initialized()
     devices = range(torch.cuda.device_count()) if initialized else ()
     python, legacy_numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=devices):

@@ -2,48 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from frostline.errors import CheckpointError, ConfigError
+from frostline.errors import CheckpointError
 from frostline.regions.freeze import is_frozen
-
-
-@dataclass(frozen=True, kw_only=True)
-class Component:
-    """A named part of a model, as run headers show it; tied parameters count once."""
-
-    name: str
-    num_parameters: int
-    num_trainable: int
-    mode: Literal["eval", "train"]
-
-
-def components(model: nn.Module, names: Iterable[str]) -> tuple[Component, ...]:
-    """Size and mode of the named submodules.
-
-    Raises:
-        ConfigError: The model has no submodule of that name.
-    """
-    modules = dict(model.named_modules(remove_duplicate=False))
-    return tuple(_component(modules, name) for name in names)
-
-
-def _component(modules: Mapping[str, nn.Module], name: str) -> Component:
-    if name not in modules:
-        children = sorted(known for known in modules if known and "." not in known)
-        raise ConfigError(f"the model has no module {name!r}", do=f"its children are {children}")
-    module = modules[name]
-    return Component(
-        name=name,
-        num_parameters=sum(parameter.numel() for parameter in module.parameters()),
-        num_trainable=sum(parameter.numel() for parameter in trainable_parameters(module).values()),
-        mode="train" if module.training else "eval",
-    )
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -18,7 +18,9 @@ def write_csv(report: EvaluationReport, path: Path) -> None:
         writer = csv.writer(file)
         writer.writerow(["quantity", "method", report.x_name, "value", "note"])
         for curve in report.curves:
-            writer.writerows((curve.y_name, curve.name, x, y, curve.note) for x, y in zip(curve.x, curve.y, strict=True))
+            writer.writerows(
+                (curve.y_name, curve.name, x, y, curve.note) for x, y in zip(curve.x, curve.y, strict=True)
+            )
 
 
 def write_curves(report: EvaluationReport, path: Path) -> None:

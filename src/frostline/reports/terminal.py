@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from frostline.records import Component, Curve, EvaluationReport, MemoryReport, PeakRow, PeakTable, RunReport
+from frostline.records import Component, Curve, EvaluationReport, MemoryReport, PeakTable, RunReport
 from frostline.units import format_bytes, format_count, format_mib, format_seconds
 
 _MAX_MODULES = 8
@@ -36,7 +36,9 @@ def memory_view(report: MemoryReport) -> RenderableType:
         lines.append(Text(f"  your line                 {report.peak_line}"))
     if report.allocator is not None:
         allocated, reserved = report.allocator.peak_allocated_bytes, report.allocator.peak_reserved_bytes
-        lines.append(Text(f"  CUDA's own counters       {format_bytes(allocated)} allocated, {format_bytes(reserved)} reserved"))
+        lines.append(
+            Text(f"  CUDA's own counters       {format_bytes(allocated)} allocated, {format_bytes(reserved)} reserved")
+        )
     kinds = _table("alive at the peak", ">MiB", ">share")
     for name, num_bytes in report.by_category.items():
         kinds.add_row(name, format_mib(num_bytes), f"{num_bytes / max(1, report.peak_bytes):.1%}")
@@ -49,9 +51,7 @@ def memory_view(report: MemoryReport) -> RenderableType:
 
 def peak_table_view(table: PeakTable) -> RenderableType:
     """The byte table: the plain rows, and what frostline makes of them."""
-    view = _table(
-        "step", ">peak MiB", ">resident MiB", "proof", ">max gradient diff", ">step time", "trains", "peak at"
-    )
+    view = _table("step", ">peak MiB", ">before", "proof", ">grad diff", ">time", "trains")
     for row in table.rows:
         style = "bold green" if row.name.startswith("frostline") else "red" if row.trains == "nothing" else ""
         view.add_row(
@@ -62,10 +62,13 @@ def peak_table_view(table: PeakTable) -> RenderableType:
             "-" if row.max_rel_grad_diff is None else f"{row.max_rel_grad_diff:.1e}",
             "-" if row.step_seconds_ratio is None else f"{row.step_seconds_ratio:.2f}x",
             row.trains,
-            _short(row),
             style=style,
         )
-    return Group(Text(table.setting, style="dim"), view)
+    places: dict[str, list[str]] = {}
+    for row in table.rows:
+        places.setdefault(row.peak_at, []).append(row.name)
+    peaks = [Text(f"  peak at {place}: {', '.join(names)}", style="dim") for place, names in places.items()]
+    return Group(view, Text(f"  {table.setting}", style="dim"), *peaks)
 
 
 def run_view(report: RunReport) -> RenderableType:
@@ -73,9 +76,8 @@ def run_view(report: RunReport) -> RenderableType:
     state = "interrupted, saved" if report.interrupted else "done"
     lines = [
         Text(
-            f"{report.system}: {state} after {report.num_steps} steps in {format_seconds(report.wall_seconds)}, "
-            f"{format_count(report.num_trainable)} parameters trained in front of, between or behind "
-            f"{format_count(report.num_frozen)} frozen ones"
+            f"{report.system}: {state} after {report.num_steps} steps in {format_seconds(report.wall_seconds)}; "
+            f"{format_count(report.num_trainable)} parameters trained, {format_count(report.num_frozen)} frozen"
         )
     ]
     for first, last in zip(report.first, report.last, strict=True):
@@ -87,30 +89,28 @@ def run_view(report: RunReport) -> RenderableType:
 
 
 def evaluation_view(report: EvaluationReport) -> RenderableType:
-    """Scores over the sweep, one table a quantity."""
+    """Scores over the sweep, one table a quantity, and what to know about each method below."""
     parts: list[RenderableType] = [Text(report.title, style="bold")]
     for y_name in dict.fromkeys(curve.y_name for curve in report.curves):
         parts.append(_curves(report.x_name, y_name, [c for c in report.curves if c.y_name == y_name]))
-    facts = ", ".join(f"{name} {value:,.4g}" for name, value in report.facts.items())
-    return Group(*parts, Text(f"  {facts}", style="dim"))
+    notes = dict.fromkeys((curve.name, curve.note) for curve in report.curves if curve.note)
+    facts = ", ".join(f"{name} {value:,.6g}" for name, value in report.facts.items())
+    lines = [*(f"{name}: {note}" for name, note in notes), facts]
+    return Group(*parts, *(Text(f"  {line}", style="dim") for line in lines))
 
 
 def _curves(x_name: str, y_name: str, curves: list[Curve]) -> Table:
-    table = _table(f"{y_name} by {x_name}", *(f">{x:g}" for x in curves[0].x), "")
+    table = _table(f"{y_name} in %", *(f">{x:g}" for x in curves[0].x))
+    table.caption, table.caption_justify = f"by {x_name}", "left"
     for curve in curves:
-        scores = (f"{100 * y:.1f}%" for y in curve.y)
-        table.add_row(curve.name, *scores, f"[dim]{escape(curve.note)}[/]")
+        table.add_row(
+            curve.name, *(f"{100 * y:.1f}" for y in curve.y), style="bold green" if curve is curves[0] else ""
+        )
     return table
 
 
-def _short(row: PeakRow) -> str:
-    """The phase and operator of the peak, without the module between them."""
-    parts = row.peak_at.split(" · ")
-    return " · ".join(dict.fromkeys((parts[0], parts[-1])))
-
-
 def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 2), header_style="bold", show_edge=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
     for column in columns:
         table.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
     return table

@@ -108,10 +108,7 @@ def captions(scenes: Scenes) -> list[str]:
         size, colour, shape = (int(t[row, k]) for t in (scenes.size, scenes.colour, scenes.shape))
         return f"a {SIZES[size]} {colours[colour]} {SHAPES[shape]}"
 
-    return [
-        f"{phrase(row, 0)} {RELATIONS[int(scenes.relation[row])]} {phrase(row, 1)}"
-        for row in range(len(scenes))
-    ]
+    return [f"{phrase(row, 0)} {RELATIONS[int(scenes.relation[row])]} {phrase(row, 1)}" for row in range(len(scenes))]
 
 
 def boxes(scenes: Scenes) -> Tensor:

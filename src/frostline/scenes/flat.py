@@ -33,7 +33,8 @@ def render_flat(scenes: Scenes, size: int = 64) -> Tensor:
         paint = palette[scenes.colour[:, k]] * scenes.shade[:, k, None]
         image = image * (1 - cover) + paint[..., None, None] * cover
     noise = [np.random.default_rng(s).standard_normal((3, size, size), np.float32) for s in scenes.noise_seed]
-    return (image + _NOISE_STD * torch.from_numpy(np.array(noise).reshape(image.shape))).clamp(0, 1)
+    noisy: Tensor = image + _NOISE_STD * torch.from_numpy(np.array(noise).reshape(image.shape))
+    return noisy.clamp(0, 1)
 
 
 def _distance(x: Tensor, y: Tensor, shape: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""Complete systems, strangers to each other; `registry` knows their names."""

@@ -19,9 +19,7 @@ def config_class(name: str) -> type[RunConfig]:
         ConfigError: No such system.
     """
     if name not in SYSTEMS:
-        raise ConfigError(
-            f"no system {name!r}", do=f"choose one of {', '.join(SYSTEMS)}, or give a YAML file"
-        )
+        raise ConfigError(f"no system {name!r}", do=f"choose one of {', '.join(SYSTEMS)}, or give a YAML file")
     kind: type[RunConfig] = importlib.import_module(f"frostline.systems.{name}.config").CONFIG
     return kind
 

@@ -17,7 +17,7 @@ from frostline.where import user_line
 Model = TypeVar("Model", bound=nn.Module)
 
 
-class FakeTensors(FakeTensorMode):  # type: ignore[no-untyped-call]
+class FakeTensors(FakeTensorMode):
     """A fake tensor mode that guesses where a step asks for a value.
 
     Numbers are guessed as 1, truth values and `torch.equal` as True. Real tensors that meet fake ones are
@@ -36,7 +36,7 @@ class FakeTensors(FakeTensorMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         device = kwargs.get("device")
         on_cuda = device is not None and torch.device(device).type == "cuda"
-        if on_cuda and not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
+        if on_cuda and not torch.backends.cuda.is_built():
             raise DeviceError(  # autograd would abort the whole process at the first operator on it
                 "a fake CUDA tensor needs a CUDA build of torch, this one is for CPUs",
                 where=user_line(),
@@ -51,9 +51,7 @@ class FakeTensors(FakeTensorMode):  # type: ignore[no-untyped-call]
                 guess = True
             else:
                 raise
-            self.guesses[
-                f"a value asked of a tensor, guessed as {guess}, at {user_line() or 'torch itself'}"
-            ] += 1
+            self.guesses[f"a value asked of a tensor, guessed as {guess}, at {user_line() or 'torch itself'}"] += 1
             return guess
 
 

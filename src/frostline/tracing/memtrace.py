@@ -23,7 +23,7 @@ _NO_WORK = (torch.ops.prim.device.default, torch.ops.aten.detach.default)
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 
 
-class MemTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class MemTrace(TorchDispatchMode):
     """Write an allocation log of all that runs inside.
 
     Enter it after a fake tensor mode, not before. Parameters, gradients, buffers, optimizer state and inputs
@@ -39,9 +39,7 @@ class MemTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         log: What was seen.
     """
 
-    def __init__(
-        self, model: nn.Module, optimizers: Iterable[torch.optim.Optimizer] = (), inputs: object = ()
-    ) -> None:
+    def __init__(self, model: nn.Module, optimizers: Iterable[torch.optim.Optimizer] = (), inputs: object = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.log = AllocationLog()
         self._model, self._optimizers, self._inputs = model, tuple(optimizers), inputs
@@ -105,9 +103,7 @@ class MemTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _see(self, tensor: Tensor, func: Any, *, before: bool) -> list[Allocation]:
         return [self._see_storage(storage, tensor, func, before) for storage in self._storages(tensor)]
 
-    def _see_storage(
-        self, storage: torch.UntypedStorage, tensor: Tensor, func: Any, before: bool
-    ) -> Allocation:
+    def _see_storage(self, storage: torch.UntypedStorage, tensor: Tensor, func: Any, before: bool) -> Allocation:
         log, key, num_bytes = self.log, storage._cdata, storage.nbytes()
         if key in self._alive:
             number = self._alive[key][0]
@@ -167,7 +163,7 @@ class MemTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._classify(self._inputs, "inputs")
         for parameter in dict.fromkeys(parameters):
             if parameter.requires_grad:
-                handle = parameter.register_post_accumulate_grad_hook(self._after_gradient)  # type: ignore[no-untyped-call]
+                handle = parameter.register_post_accumulate_grad_hook(self._after_gradient)
                 stack.callback(handle.remove)
 
     def _phase(self) -> Phase:

@@ -6,7 +6,7 @@ import itertools
 import signal
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, Self, cast
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar, cast
 
 import numpy as np
 import torch
@@ -42,6 +42,9 @@ class Batch(Protocol):
         ...
 
 
+B = TypeVar("B", bound=Batch)
+
+
 class Dataset(Protocol):
     """A data set that is asked for a whole list of examples at once."""
 
@@ -52,7 +55,7 @@ class Dataset(Protocol):
         ...
 
 
-class BatchStream:
+class BatchStream(Generic[B]):
     """Endless steps of micro-batches, the same for any number of workers and after any resume.
 
     Epoch e visits the permutation that (seed, e) gives, `batch_size` rows a step; process r takes every
@@ -76,7 +79,7 @@ class BatchStream:
     def __init__(
         self,
         dataset: Dataset,
-        collate: Callable[[list[Any]], Batch],
+        collate: Callable[[list[Any]], B],
         *,
         data: DataConfig,
         batch_size: int,
@@ -117,7 +120,7 @@ class BatchStream:
                 rows = order[step * self._batch_size : (step + 1) * self._batch_size]
                 yield [Sample(int(row), epoch) for row in rows[self._group.rank :: self._group.world_size]]
 
-    def iterate(self, start_step: int) -> Generator[tuple[Batch, ...], None, None]:
+    def iterate(self, start_step: int) -> Generator[tuple[B, ...], None, None]:
         """Each step's micro-batches on the host, from `start_step` on; close it to end the workers."""
         has_workers = self._data.num_workers > 0
         loader: DataLoader[Any] = DataLoader(

@@ -49,9 +49,7 @@ class RunLog:
         """
         if self._tensorboard:
             tensorboard = import_extra("torch.utils.tensorboard", extra="tensorboard")
-            self._writer = tensorboard.SummaryWriter(
-                str(self._path.parent / "tensorboard"), purge_step=first_step + 1
-            )
+            self._writer = tensorboard.SummaryWriter(str(self._path.parent / "tensorboard"), purge_step=first_step + 1)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         old = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
         self._file = self._path.open("w", encoding="utf-8")

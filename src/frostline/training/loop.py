@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -44,7 +44,7 @@ class System(Protocol):
         """Run in this order in every step, on the same batch."""
         ...
 
-    def batches(self) -> BatchStream:
+    def batches(self) -> BatchStream[Any]:
         """Where the micro-batches come from."""
         ...
 

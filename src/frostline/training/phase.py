@@ -40,9 +40,7 @@ class Loss:
             if value.dim():
                 raise ShapeError(f"the loss's {name!r}", expected=(), actual=tuple(value.shape))
         if torch.finfo(self.total.dtype).bits < 32:
-            raise StepError(
-                f"the loss is {self.total.dtype}", do="compute it in float32: losses.float().mean()"
-            )
+            raise StepError(f"the loss is {self.total.dtype}", do="compute it in float32: losses.float().mean()")
 
 
 class Phase:
@@ -98,9 +96,7 @@ class Phase:
 
     def autocast(self) -> AbstractContextManager[None]:
         """The context a loss is computed in."""
-        return torch.autocast(
-            self.device.type, _AUTOCAST[self.precision], enabled=self.precision != "32-true"
-        )
+        return torch.autocast(self.device.type, _AUTOCAST[self.precision], enabled=self.precision != "32-true")
 
     def set_learning_rate_(self) -> float:
         """Set every group's rate for the step to come; returns the first group's."""
@@ -169,8 +165,7 @@ def check_ownership(phases: Sequence[Phase], trainables: dict[str, nn.Parameter]
             key = id(parameter)
             if key not in names:
                 raise ConfigError(
-                    f"phase {phase.name!r} trains a parameter that the model lacks, of shape"
-                    f" {tuple(parameter.shape)}",
+                    f"phase {phase.name!r} trains a parameter that the model lacks, of shape {tuple(parameter.shape)}",
                     do="register it in the model: a checkpoint saves nothing else",
                 )
             if key in owners:

@@ -46,9 +46,7 @@ def run_step(phase: Phase, micro_batches: Sequence[Batch], group: Group) -> Step
     weights = [phase.weight(batch) for batch in micro_batches]
     total_weight = group.total(sum(weights))
     if not total_weight > 0:
-        raise StepError(
-            f"phase {phase.name!r}: every micro-batch has weight 0", where=f"step {phase.step + 1}"
-        )
+        raise StepError(f"phase {phase.name!r}: every micro-batch has weight 0", where=f"step {phase.step + 1}")
     learning_rate, loss_scale = phase.set_learning_rate_(), phase.scaler.get_scale()
     phase.zero_grad_()  # a GAN's other phase leaves gradients here
     try:
@@ -91,7 +89,7 @@ def _backward(phase: Phase, batch: Batch, share: float, means: dict[str, Tensor]
         part = value.detach().float() * share
         means[name] = means[name] + part if name in means else part
     if loss.total.requires_grad:  # else its gradient is 0; `_update_` complains if all of them are
-        phase.scaler.scale(loss.total * share).backward()  # type: ignore[no-untyped-call]
+        phase.scaler.scale(loss.total * share).backward()
 
 
 def _sum_gradients_(parameters: list[nn.Parameter], group: Group) -> None:
@@ -115,9 +113,7 @@ def _update_(phase: Phase, loss_scale: float) -> Tensor:
     Gradients were summed before they are unscaled, so all processes see the same infinities and skip
     together; the scale is a power of two, so this order changes no bit.
     """
-    fed = [
-        o for o in phase.optimizers if any(p.grad is not None for g in o.param_groups for p in g["params"])
-    ]
+    fed = [o for o in phase.optimizers if any(p.grad is not None for g in o.param_groups for p in g["params"])]
     gradients = [parameter.grad for parameter in phase.parameters if parameter.grad is not None]
     if not fed:
         raise StepError(
@@ -127,9 +123,7 @@ def _update_(phase: Phase, loss_scale: float) -> Tensor:
         )
     norm = get_total_norm(gradients) / loss_scale
     if phase.scaler.is_enabled():
-        for (
-            gradient
-        ) in gradients:  # inf * 0 is nan: the scaler judges one optimizer, a step is skipped as a whole
+        for gradient in gradients:  # inf * 0 is nan: the scaler judges one optimizer, a step is skipped as a whole
             gradient.add_(norm * 0)
     for optimizer in fed:
         phase.scaler.unscale_(optimizer)

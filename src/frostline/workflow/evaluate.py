@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from frostline.config import RunConfig
+from frostline.errors import ConfigError
 from frostline.records import EvaluationReport
 from frostline.regions import load_trainable_state_
 from frostline.training import CheckpointStore
 from frostline.workflow.session import Device, RunObserver, open_group, verbs_of
-from frostline.errors import ConfigError
 
 
 def evaluate(
@@ -41,11 +41,12 @@ def evaluate(
     group = open_group(device)
     try:
         system = verbs.build(config, group, checkpoint)
-        observer.introduced(system.components(), system.notes())
+        for line in system.notes():
+            observer.note(line)
         if system.phases:
             if checkpoint is None:
                 raise ConfigError("there is a codec to evaluate", do="give --checkpoint RUN, the directory of a run")
-            load_trainable_state_(system.model, CheckpointStore(checkpoint, verbs.TRAINABLES).load().trainables)
+            load_trainable_state_(system.model, CheckpointStore(checkpoint, verbs.TRAINABLES).load_trainables())
         system.model.eval()
         if baselines:
             system.fill_cache(observer.filling)

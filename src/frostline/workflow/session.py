@@ -59,9 +59,7 @@ class Verbs(Protocol):
         """The run's own step beside the plain ones, really run."""
         ...
 
-    def evaluate(
-        self, system: TrainableSystem, baselines: bool, note: Callable[[str], None]
-    ) -> EvaluationReport:
+    def evaluate(self, system: TrainableSystem, baselines: bool, note: Callable[[str], None]) -> EvaluationReport:
         """How good it is."""
         ...
 
@@ -107,7 +105,9 @@ def new_directory(out: Path) -> Path:
         ConfigError: It holds a run already, or cannot be made.
     """
     if (out / "resume.pt").exists():
-        raise ConfigError("the directory holds a run already", where=str(out), do="add --resume, or choose another --out")
+        raise ConfigError(
+            "the directory holds a run already", where=str(out), do="add --resume, or choose another --out"
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -12,12 +12,20 @@ from frostline.memory import measure
 from frostline.records import MemoryReport, RunReport, to_json
 from frostline.training import CheckpointStore, Group, RunLog, run
 from frostline.units import format_bytes
-from frostline.workflow.session import Device, RunObserver, TrainableSystem, new_directory, open_group, verbs_of
+from frostline.workflow.session import (
+    Device,
+    RunObserver,
+    TrainableSystem,
+    new_directory,
+    open_group,
+    verbs_of,
+)
 
 _MAY_CHANGE = {
     ("data", "num_workers"),
     ("data", "force_num_workers"),
     ("data", "prefetch_factor"),
+    ("training", "num_steps"),
     ("training", "log_every"),
     ("training", "checkpoint_every"),
     ("training", "tensorboard"),
@@ -25,7 +33,13 @@ _MAY_CHANGE = {
 
 
 def train(
-    config: RunConfig, name: str, *, out: Path, observer: RunObserver, resume: bool = False, device: Device = "auto"
+    config: RunConfig,
+    name: str,
+    *,
+    out: Path,
+    observer: RunObserver,
+    resume: bool = False,
+    device: Device = "auto",
 ) -> RunReport:
     """Train.
 

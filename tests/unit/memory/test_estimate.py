@@ -22,10 +22,7 @@ class Tied(nn.Module):
 class Checkpointed(nn.Module):
     def __init__(self):
         super().__init__()
-        blocks = (
-            nn.Sequential(nn.Linear(32, 128), nn.GELU(), nn.Dropout(0.1), nn.Linear(128, 32))
-            for _ in range(4)
-        )
+        blocks = (nn.Sequential(nn.Linear(32, 128), nn.GELU(), nn.Dropout(0.1), nn.Linear(128, 32)) for _ in range(4))
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, x):
@@ -40,9 +37,7 @@ def mlp():
 
 def convnet():
     block = (nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(inplace=True), nn.MaxPool2d(2))
-    return nn.Sequential(
-        *block, nn.Conv2d(16, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 6 * 6, 5)
-    )
+    return nn.Sequential(*block, nn.Conv2d(16, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 6 * 6, 5))
 
 
 def encoder():
@@ -122,9 +117,7 @@ def test_a_guessed_value_is_reported():
         return Workload(step=lambda: model(x).sum().item(), model=model, inputs=x)
 
     report = estimate(mlp, build_workload)
-    assert any(
-        "guessed as 1.0, at test_estimate.py:" in line and "(2 times)" in line for line in report.not_seen
-    )
+    assert any("guessed as 1.0, at test_estimate.py:" in line and "(2 times)" in line for line in report.not_seen)
 
 
 def test_an_lstm_is_refused_by_name():

@@ -48,9 +48,7 @@ def test_rounding_is_eight_noise_floors(relative, floor, expected):
 )
 def test_a_missing_misshapen_or_broken_gradient_is_never_rounding(treated, floor):
     report = compare_gradients(PLAIN, treated, floor=floor)
-    assert (
-        report.proof_class == "BOUNDED" and report.worst.name == "b" and math.isinf(report.worst.max_relative)
-    )
+    assert report.proof_class == "BOUNDED" and report.worst.name == "b" and math.isinf(report.worst.max_relative)
 
 
 def test_a_gradient_where_there_was_zero_is_infinitely_wrong():

@@ -11,9 +11,7 @@ from frostline.proof import gradients_of, prove_step
 
 def net(dropout=0.0):
     torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Linear(16, 64), nn.GELU(), nn.Dropout(dropout), nn.BatchNorm1d(64), nn.Linear(64, 1)
-    )
+    return nn.Sequential(nn.Linear(16, 64), nn.GELU(), nn.Dropout(dropout), nn.BatchNorm1d(64), nn.Linear(64, 1))
 
 
 X = torch.randn(32, 16, generator=torch.Generator().manual_seed(0))

@@ -2,10 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from frostline.errors import CheckpointError, ConfigError
+from frostline.errors import CheckpointError
 from frostline.regions import (
-    Component,
-    components,
     freeze_,
     load_trainable_state_,
     trainable_parameters,
@@ -63,18 +61,3 @@ def test_a_state_that_does_not_fit_is_named_in_full_and_nothing_is_loaded():
     ):
         assert part in str(raised.value)
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainable_state(net).items())
-
-
-def test_components_say_size_and_mode():
-    assert components(model(), ["trunk", "codec", "codec.0"]) == (
-        Component(name="trunk", num_parameters=10, num_trainable=0, mode="eval"),
-        Component(name="codec", num_parameters=15, num_trainable=15, mode="train"),
-        Component(name="codec.0", num_parameters=9, num_trainable=9, mode="train"),
-    )
-
-
-def test_an_unknown_component_is_an_error_that_lists_the_children():
-    with pytest.raises(
-        ConfigError, match=r"no module 'codek'\n  do     its children are \['codec', 'trunk'\]"
-    ):
-        components(model(), ["codek"])

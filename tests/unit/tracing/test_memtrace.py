@@ -82,9 +82,7 @@ def test_kinds_phases_modules_and_lines():
     assert tanh.line.startswith("test_memtrace.py:")
     (tanh_backward,) = made(trace.log, "aten.tanh_backward")
     assert (tanh_backward.phase, tanh_backward.module, tanh_backward.saved) == ("backward", "", False)
-    sizes = dict.fromkeys(
-        ("parameters", "gradients", "optimizer state"), sum(p.nbytes for p in model.parameters())
-    )
+    sizes = dict.fromkeys(("parameters", "gradients", "optimizer state"), sum(p.nbytes for p in model.parameters()))
     for kind, num_bytes in sizes.items():
         assert sum(a.num_bytes for a in trace.log.allocations if a.kind == kind) == num_bytes
     states = [a for a in trace.log.allocations if a.kind == "optimizer state"]
@@ -152,9 +150,7 @@ def test_an_in_place_change_of_a_saved_tensor_is_still_an_error():
 
 
 def test_gradients_are_the_same_with_and_without_a_trace_also_the_second_ones():
-    model = nn.Sequential(
-        nn.Conv1d(1, 4, 3), nn.BatchNorm1d(4), nn.ReLU(inplace=True), nn.Flatten(), net()[:2]
-    )
+    model = nn.Sequential(nn.Conv1d(1, 4, 3), nn.BatchNorm1d(4), nn.ReLU(inplace=True), nn.Flatten(), net()[:2])
     x = torch.randn(4, 1, 4, requires_grad=True)
 
     def gradients():

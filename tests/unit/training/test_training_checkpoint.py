@@ -13,9 +13,7 @@ def state(step):
     return Checkpoint(
         step=step,
         trainables={"encoder.weight": torch.full((4, 3), float(step)).t(), "steps": torch.tensor(step)},
-        phases={
-            "fit": {"optimizers": [{"state": {0: torch.ones(2) * step}}], "step": step, "betas": (0.9, 0.99)}
-        },
+        phases={"fit": {"optimizers": [{"state": {0: torch.ones(2) * step}}], "step": step, "betas": (0.9, 0.99)}},
         rng=[{"cpu": torch.get_rng_state()}],
         config_text="name: toy\n",
     )
@@ -57,9 +55,7 @@ def crashing(function, countdown):
 @pytest.mark.parametrize("torn", [False, True])
 @pytest.mark.parametrize("num_survived", range(4))
 @pytest.mark.parametrize("first", [False, True])
-def test_a_crash_at_any_write_or_move_leaves_a_whole_checkpoint(
-    tmp_path, monkeypatch, num_survived, torn, first
-):
+def test_a_crash_at_any_write_or_move_leaves_a_whole_checkpoint(tmp_path, monkeypatch, num_survived, torn, first):
     store = CheckpointStore(tmp_path)
     if not first:
         store.save(state(5))
@@ -122,9 +118,7 @@ def test_a_damaged_file_is_an_error(tmp_path):
     whole = store.resume.read_bytes()
     for damaged in (b"", b"half a file", whole[: len(whole) // 2]):
         store.resume.write_bytes(damaged)
-        with pytest.raises(
-            CheckpointError, match=r"resume\.pt is damaged: \w+\n  where .*\n  do     restore it"
-        ):
+        with pytest.raises(CheckpointError, match=r"resume\.pt is damaged: \w+\n  where .*\n  do     restore it"):
             store.load()
     store.resume.write_bytes(whole)
     store.trainables.write_bytes(store.trainables.read_bytes()[:-1])

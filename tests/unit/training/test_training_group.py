@@ -23,7 +23,5 @@ def test_alone_every_exchange_changes_nothing(monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_an_error():
-    with pytest.raises(
-        DeviceError, match="there is no cuda:0: torch sees 0 GPUs\n  do     use the device cpu"
-    ):
+    with pytest.raises(DeviceError, match="there is no cuda:0: torch sees 0 GPUs\n  do     use the device cpu"):
         Group.open("cuda")

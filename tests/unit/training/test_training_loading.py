@@ -91,9 +91,7 @@ def test_a_batch_that_cannot_be_shared_is_refused():
     message = "a batch of 2 cannot be cut into 1 micro-batches on each of 3 processes"
     with pytest.raises(ConfigError, match=message):
         stream(batch_size=2, world_size=3)
-    with pytest.raises(
-        ConfigError, match=r"a batch of 5 cannot[^@]*the data set has 5 examples[^@]*at least 6"
-    ):
+    with pytest.raises(ConfigError, match=r"a batch of 5 cannot[^@]*the data set has 5 examples[^@]*at least 6"):
         stream(5, batch_size=64, parts=3, world_size=2)
 
 

@@ -47,9 +47,7 @@ def series(num_steps, **columns):
 
 def test_a_line_is_a_record_of_window_means(tmp_path):
     path = tmp_path / "run" / "log.jsonl"
-    records = series(
-        5, loss=[1.0, 3.0, 5.0, 7.0, 9.0], peak_bytes=[5, 3, 1, 2, 4], learning_rate=[5, 4, 3, 2, 1]
-    )
+    records = series(5, loss=[1.0, 3.0, 5.0, 7.0, 9.0], peak_bytes=[5, 3, 1, 2, 4], learning_rate=[5, 4, 3, 2, 1])
     assert logged(path, records) == []
     means = [from_json(line) for line in path.read_text().splitlines()]
     assert [(m.step, m.loss, m.peak_bytes, m.learning_rate) for m in means] == [

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from transformers import Florence2Config, Florence2ForConditionalGeneration, Florence2Processor
+from transformers.utils import logging as hf_logging
 
 from frostline.errors import ConfigError
 from frostline.records import Component
@@ -41,12 +43,14 @@ class Backbone:
     @property
     def tower(self) -> nn.Module | None:
         """DaViT: pixels (B, 3, S, S) to a map (B, C, s, s); None once it was released."""
-        return self.model.model.vision_tower
+        tower: nn.Module | None = self.model.model.vision_tower
+        return tower
 
     @property
     def projector(self) -> nn.Module:
         """Position, temporal embedding, mean token, projection and norm: (B, C, s, s) to (B, s^2 + 1, W)."""
-        return self.model.model.multi_modal_projector
+        projector: nn.Module = self.model.model.multi_modal_projector
+        return projector
 
     def features_shape(self, mode: CutPoint, image_size: int) -> tuple[int, int]:
         """Tokens N and width D of one picture at the cut, for square pictures of `image_size` pixels.
@@ -111,7 +115,8 @@ def load_backbone(name: str, *, dtype: torch.dtype = torch.float32, device: torc
     path = str(NANO_DIRECTORY) if name == "nano" else name
     try:
         processor = Florence2Processor.from_pretrained(path)
-        model = Florence2ForConditionalGeneration.from_pretrained(path, dtype=dtype)
+        with _no_loading_bar():
+            model = Florence2ForConditionalGeneration.from_pretrained(path, dtype=dtype)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"cannot load a Florence-2 from {name!r}: {str(error).splitlines()[0]}",
@@ -161,6 +166,18 @@ def _shape_config(name: str) -> Florence2Config:
         where="--system.model",
         do="give nano, a local directory, or Florence-2-base or -large",
     )
+
+
+@contextmanager
+def _no_loading_bar() -> Iterator[None]:
+    """Transformers draws a bar even where loading takes milliseconds."""
+    drawn = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if drawn:
+            hf_logging.enable_progress_bar()
 
 
 def _component(name: str, part: object, note: str) -> Component:

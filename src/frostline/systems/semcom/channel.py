@@ -41,9 +41,7 @@ class Realisation:
             device: Where the realisation is needed.
         """
         num_symbols = int(np.prod(shape[1:]))
-        rows = [
-            np.random.default_rng(seed).standard_normal((num_symbols + 1, 2), np.float32) for seed in seeds
-        ]
+        rows = [np.random.default_rng(seed).standard_normal((num_symbols + 1, 2), np.float32) for seed in seeds]
         unit = torch.view_as_complex(torch.tensor(np.array(rows) * np.float32(0.5**0.5))).to(device)
         return Realisation(noise=unit[:, 1:].reshape(tuple(shape)), gain=unit[:, 0])
 
@@ -83,9 +81,7 @@ class Channel(nn.Module):
             ShapeError: `snr_db` or the realisation does not fit the symbols.
         """
         if snr_db.shape != symbols.shape[:1]:
-            raise ShapeError(
-                "snr_db", expected=(symbols.shape[0],), actual=tuple(snr_db.shape), where="Channel"
-            )
+            raise ShapeError("snr_db", expected=(symbols.shape[0],), actual=tuple(snr_db.shape), where="Channel")
         if self.kind == "noiseless":
             return symbols
         if realisation is None:
@@ -93,9 +89,7 @@ class Channel(nn.Module):
             realisation = Realisation(noise, torch.randn_like(symbols.flatten(1)[:, 0]))
         elif realisation.noise.shape != symbols.shape:
             actual = tuple(realisation.noise.shape)
-            raise ShapeError(
-                "the channel noise", expected=tuple(symbols.shape), actual=actual, where="Channel"
-            )
+            raise ShapeError("the channel noise", expected=tuple(symbols.shape), actual=actual, where="Channel")
         noise, gain = realisation.noise.to(symbols.dtype), realisation.gain.to(symbols.dtype)
         per_sample = (-1,) + (1,) * (symbols.dim() - 1)
         noise_power = (10 ** (-snr_db.to(symbols.real.dtype) / 10)).view(per_sample)

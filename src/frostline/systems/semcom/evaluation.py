@@ -61,7 +61,13 @@ def sweep(model: SemcomModel, batches: Iterable[Batch], methods: Sequence[Method
                 scores[row, at] += (int((right | ~counted).all(1).sum()), int(right.sum()))
     shares = scores / counts
     return tuple(
-        Curve(name=method.name, y_name=y_name, x=SNRS_DB, y=tuple(shares[row, :, kind].tolist()), note=method.note)
+        Curve(
+            name=method.name,
+            y_name=y_name,
+            x=SNRS_DB,
+            y=tuple(shares[row, :, kind].tolist()),
+            note=method.note,
+        )
         for kind, y_name in enumerate((EXACT, TOKENS))
         for row, method in enumerate(methods)
     )
@@ -106,7 +112,8 @@ class PrincipalComponents:
         scale = amplitude.view(-1, 1, 1)
         noise_power = 0.0 if self._channel.kind == "noiseless" else 10 ** (-snr_db.view(-1, 1, 1) / 10)
         shrink = self._variance / (self._variance + scale.square() * noise_power / 2)
-        return real_values(received) * scale * shrink @ self._basis + self._mean
+        rebuilt: Tensor = real_values(received) * scale * shrink @ self._basis + self._mean
+        return rebuilt
 
 
 def send_the_answer(num_symbols: int, kind: str) -> Curve:

@@ -59,9 +59,7 @@ class SemcomModel(nn.Module):
             )
         self.transmitter = Transmitter(backbone, compression, mode=system.mode, chunk_size=memory.upstream_chunk)
         self.channel = Channel(system.channel)
-        self.receiver = Receiver(
-            backbone, decompression, mode=system.mode, loss_chunk_tokens=memory.loss_chunk_tokens
-        )
+        self.receiver = Receiver(backbone, decompression, mode=system.mode, loss_chunk_tokens=memory.loss_chunk_tokens)
         for part in (backbone.tower, backbone.projector, self.receiver.language_model, self.receiver.head):
             if part is not None:
                 freeze_(part)

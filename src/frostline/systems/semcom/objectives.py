@@ -54,4 +54,3 @@ class PublishedLoss:
         with torch.no_grad():
             answer = model.receiver.loss(rebuilt, batch.tasks, batch.labels)
         return Loss(answer + self._penalty * power, {"token_loss": answer, "power": power})
-

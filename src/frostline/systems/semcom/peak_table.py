@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from transformers import Florence2ForConditionalGeneration
 
 from frostline.config import MemoryConfig
 from frostline.memory import Workload, estimate, measure
@@ -23,6 +25,8 @@ from frostline.systems.semcom.reference import plain_loss
 
 _PLAIN = MemoryConfig(checkpoint="none", loss_chunk_tokens=0, upstream_chunk=0)
 _LEAN = MemoryConfig(checkpoint="all", loss_chunk_tokens=64, upstream_chunk=1)
+_PUBLISHED = SemcomSystemConfig(model="florence-community/Florence-2-base", codec="linear", symbols_per_token=32)
+_TIMED_ROUNDS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +40,7 @@ class Setting:
         target_tokens: Length of each answer.
     """
 
-    system: SemcomSystemConfig = SemcomSystemConfig(
-        model="florence-community/Florence-2-base", codec="linear", symbols_per_token=32
-    )
+    system: SemcomSystemConfig = _PUBLISHED
     batch_size: int = 8
     image_size: int = 768
     target_tokens: int = 32
@@ -87,7 +89,7 @@ ROWS = (
 
 @dataclass(frozen=True)
 class Evidence:
-    """What one real step of a row showed."""
+    """What real steps of a row showed: the codec's gradients, and the fastest step's seconds."""
 
     gradients: Gradients
     seconds: float
@@ -103,8 +105,8 @@ def peak_table(setting: Setting, proof: Setting, rows: Sequence[Row] = ROWS, *, 
         fake: Count on fake tensors; otherwise really run.
     """
     plain_row = next(row for row in ROWS if row.name == "frozen")
-    plain = run_step(plain_row, proof)
-    floor = noise_floor(plain.gradients, run_step(plain_row, proof, dtype=torch.float64).gradients)
+    plain, *others = run_steps([plain_row, *rows], proof)
+    floor = noise_floor(plain.gradients, run_steps([plain_row], proof, dtype=torch.float64)[0].gradients)
     system = setting.system
     counted = "fake tensors" if fake else "real tensors"
     return PeakTable(
@@ -112,15 +114,16 @@ def peak_table(setting: Setting, proof: Setting, rows: Sequence[Row] = ROWS, *, 
         setting=f"{system.model}, batch {setting.batch_size}, {setting.image_size} px, {setting.target_tokens} target"
         f" tokens, {system.codec} codec; bytes on {counted}; gradients and times with the shapes of"
         f" {proof.system.model}, batch {proof.batch_size}, {proof.image_size} px",
-        rows=tuple(_row(row, _count(row, setting, fake), run_step(row, proof), plain, floor) for row in rows),
+        rows=tuple(
+            _row(row, _count(row, setting, fake), evidence, plain, floor)
+            for row, evidence in zip(rows, others, strict=True)
+        ),
     )
 
 
 def _count(row: Row, setting: Setting, fake: bool) -> MemoryReport:
     if fake:
-        return estimate(
-            lambda: build_florence(row, setting), lambda florence: build_workload(row, setting, florence)
-        )
+        return estimate(lambda: build_florence(row, setting), lambda florence: build_workload(row, setting, florence))
     work = build_workload(row, setting, build_florence(row, setting))
     return measure(work.step, work.model, optimizers=work.optimizers, inputs=work.inputs)
 
@@ -136,42 +139,52 @@ def _row(row: Row, report: MemoryReport, evidence: Evidence, plain: Evidence, fl
         peak_at=report.peak_at,
         proof_class=proof.proof_class if trains else "none",
         max_rel_grad_diff=proof.worst.max_relative if trains and proof.worst else None,
-        trains=("codec" if row.frozen else "codec and Florence-2") if trains else "nothing",
+        trains=("codec" if row.frozen else "everything") if trains else "nothing",
         step_seconds_ratio=evidence.seconds / plain.seconds if trains else None,
     )
 
 
-def run_step(row: Row, setting: Setting, *, dtype: torch.dtype | None = None, repeats: int = 3) -> Evidence:
-    """Run a row's forward and backward on real tensors; weights, codec and batch are the same for every row.
+def run_steps(rows: Sequence[Row], setting: Setting, *, dtype: torch.dtype | None = None) -> list[Evidence]:
+    """Run rows' forward and backward on real tensors; weights, codec and batch are the same for all of them.
+
+    Rows take turns, so that whatever else the machine is doing slows all of them down alike.
 
     Args:
-        row: Which way.
+        rows: Which ways.
         setting: How large.
-        dtype: Of everything, instead of the row's own.
-        repeats: Timed runs, of which the fastest counts.
+        dtype: Of everything, instead of each row's own.
     """
+    steps = [_real_step(row, setting, dtype) for row in rows]
+    seconds = [math.inf] * len(rows)
+    for _ in range(_TIMED_ROUNDS):
+        for at, (step, _) in enumerate(steps):
+            start = time.perf_counter()
+            step()
+            seconds[at] = min(seconds[at], time.perf_counter() - start)
+    return [Evidence(gradients_of(model), fastest) for (_, model), fastest in zip(steps, seconds, strict=True)]
+
+
+def _real_step(row: Row, setting: Setting, dtype: torch.dtype | None) -> tuple[Callable[[], None], SemcomModel]:
     torch.manual_seed(0)
     florence = shape_model(setting.system.model).to(dtype or row.dtype)
-    loss, model, _ = build_step(row, setting, florence)
+    loss, model, parameters = build_step(row, setting, florence)
     if dtype is not None:
         model.to(dtype)
     batch = random_batch(replace(row, memory=None), setting, florence, model)
     if row.cached:
-        assert batch.pixels is not None
-        batch = replace(batch, features=model.transmitter.features(batch.pixels), pixels=None)
-    seconds = []
-    for _ in range(repeats):
-        model.zero_grad(set_to_none=True)
-        florence.zero_grad(set_to_none=True)
-        start = time.perf_counter()
+        batch = replace(batch, features=model.features_of(batch), pixels=None)
+
+    def step() -> None:
+        for parameter in parameters:
+            parameter.grad = None
         value = loss(batch)
         if value.requires_grad:
-            value.backward()  # type: ignore[no-untyped-call]
-        seconds.append(time.perf_counter() - start)
-    return Evidence(gradients_of(model), min(seconds))
+            value.backward()
+
+    return step, model
 
 
-def build_florence(row: Row, setting: Setting) -> nn.Module:
+def build_florence(row: Row, setting: Setting) -> Florence2ForConditionalGeneration:
     """The frozen model of a row, with initial weights; without its tower where features are cached."""
     florence = shape_model(setting.system.model).to(row.dtype)
     if row.cached:
@@ -179,7 +192,9 @@ def build_florence(row: Row, setting: Setting) -> nn.Module:
     return florence
 
 
-def build_workload(row: Row, setting: Setting, florence: nn.Module, batch: Batch | None = None) -> Workload:
+def build_workload(
+    row: Row, setting: Setting, florence: Florence2ForConditionalGeneration, batch: Batch | None = None
+) -> Workload:
     """A row's training step around its model; on real or fake tensors, whichever the model is made of.
 
     Args:
@@ -195,7 +210,7 @@ def build_workload(row: Row, setting: Setting, florence: nn.Module, batch: Batch
     def train() -> None:
         loss = step(fixed)
         if loss.requires_grad:  # nothing does where everything is under no_grad
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -204,7 +219,7 @@ def build_workload(row: Row, setting: Setting, florence: nn.Module, batch: Batch
 
 
 def build_step(
-    row: Row, setting: Setting, florence: nn.Module
+    row: Row, setting: Setting, florence: Florence2ForConditionalGeneration
 ) -> tuple[Callable[[Batch], Tensor], SemcomModel, list[nn.Parameter]]:
     """A row's loss, the codec it trains, and all that its optimizer holds."""
     memory = row.memory or _PLAIN
@@ -226,7 +241,7 @@ def build_step(
     return loss, model, parameters
 
 
-def random_batch(row: Row, setting: Setting, florence: nn.Module, model: SemcomModel) -> Batch:
+def random_batch(row: Row, setting: Setting, florence: Florence2ForConditionalGeneration, model: SemcomModel) -> Batch:
     """Random pictures, or features, and answers."""
     size, num = setting.image_size, setting.batch_size
     vocabulary = florence.config.text_config.vocab_size

@@ -55,17 +55,13 @@ class Examples:
     scenes: Scenes
 
 
-def examples(
-    processor: Florence2Processor, indices: range, num_detections: int, split: str, seed: int
-) -> Examples:
+def examples(processor: Florence2Processor, indices: range, num_detections: int, split: str, seed: int) -> Examples:
     """Scenes with captions, the first few with detections instead."""
     scenes = describe(indices, split=split, seed=seed)  # type: ignore[arg-type]
     task = ["<OD>"] * num_detections + ["<CAPTION>"] * (len(scenes) - num_detections)
     texts = detections(scenes, LOCATION_TOKENS)[:num_detections] + captions(scenes)[num_detections:]
     prompts = processor.task_prompts_without_inputs
-    prompt = processor.tokenizer(
-        [prompts[name] for name in task], padding=True, return_tensors="pt"
-    ).input_ids
+    prompt = processor.tokenizer([prompts[name] for name in task], padding=True, return_tensors="pt").input_ids
     labels = processor.tokenizer(texts, padding=True, return_tensors="pt").input_ids
     labels[labels == processor.tokenizer.pad_token_id] = IGNORED
     return Examples(render_flat(scenes, IMAGE_SIZE) * 2 - 1, prompt, labels, scenes)
@@ -77,9 +73,7 @@ def logits(model: Florence2ForConditionalGeneration, tower_NCHW: Tensor, batch: 
     embeddings = torch.cat(
         [model.model.multi_modal_projector(tower_NCHW), model.get_input_embeddings()(batch.prompt)], 1
     )
-    mask = F.pad(
-        batch.prompt != text.pad_token_id, (embeddings.shape[1] - batch.prompt.shape[1], 0), value=True
-    )
+    mask = F.pad(batch.prompt != text.pad_token_id, (embeddings.shape[1] - batch.prompt.shape[1], 0), value=True)
     decoder_input = shift_tokens_right(batch.labels, text.pad_token_id, text.decoder_start_token_id)
     output = model(
         inputs_embeds=embeddings, attention_mask=mask.long(), decoder_input_ids=decoder_input, use_cache=False
@@ -94,7 +88,7 @@ def auxiliary_loss(head: nn.Linear, tower_NCHW: Tensor, scenes: Scenes) -> Tenso
     scores = head(tower_NCHW.flatten(2).transpose(1, 2))
     cell_x = (scenes.centre[..., 0] * width).long().clamp(0, width - 1)
     cell_y = (scenes.centre[..., 1] * height).long().clamp(0, height - 1)
-    loss = scores.new_zeros(())
+    loss: Tensor = scores.new_zeros(())
     for part, (name, values) in zip(
         scores.split([len(values) + 1 for _, values in _ATTRIBUTES], -1), _ATTRIBUTES, strict=True
     ):
@@ -107,9 +101,7 @@ def auxiliary_loss(head: nn.Linear, tower_NCHW: Tensor, scenes: Scenes) -> Tenso
 
 
 @torch.no_grad()
-def exact_captions(
-    model: Florence2ForConditionalGeneration, processor: Florence2Processor, num: int
-) -> float:
+def exact_captions(model: Florence2ForConditionalGeneration, processor: Florence2Processor, num: int) -> float:
     """Share of unseen scenes whose caption comes out word for word.
 
     Greedy decoding gives exactly the label if and only if each token is the most likely one after the true
@@ -123,9 +115,7 @@ def exact_captions(
     return hits / num
 
 
-def pretrain(
-    recipe: Pretraining, directory: Path, *, evaluate_every: int = 200, num_unseen: int = 1000
-) -> float:
+def pretrain(recipe: Pretraining, directory: Path, *, evaluate_every: int = 200, num_unseen: int = 1000) -> float:
     """Train nano, and write its bfloat16 weights, configuration, processor and log.
 
     Returns:
@@ -169,7 +159,7 @@ def pretrain(
             loss = F.cross_entropy(scores, batch.labels.flatten(), ignore_index=IGNORED)
             total = loss + recipe.auxiliary_weight * auxiliary_loss(head, tower, batch.scenes)
             optimizer.zero_grad(set_to_none=True)
-            total.backward()  # type: ignore[no-untyped-call]
+            total.backward()
             nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
             optimizer.step()
             recent.append(loss.item())

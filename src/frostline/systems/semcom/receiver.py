@@ -124,7 +124,9 @@ class Receiver(nn.Module):
         return best
 
     @torch.no_grad()
-    def generate(self, features: Tensor, tasks: Sequence[str], *, max_new_tokens: int = 64, num_beams: int = 1) -> list[str]:
+    def generate(
+        self, features: Tensor, tasks: Sequence[str], *, max_new_tokens: int = 64, num_beams: int = 1
+    ) -> list[str]:
         """Answer in words, without special tokens other than locations."""
         backbone = self._backbone[0]
         encoded, mask = self.encode(features, tasks)

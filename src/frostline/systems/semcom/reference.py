@@ -8,7 +8,8 @@ from __future__ import annotations
 from contextlib import nullcontext
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import Florence2ForConditionalGeneration
 
 from frostline.systems.semcom.data import Batch
 from frostline.systems.semcom.model import SemcomModel
@@ -16,7 +17,7 @@ from frostline.systems.semcom.model import SemcomModel
 
 def plain_loss(
     model: SemcomModel,
-    florence: nn.Module,
+    florence: Florence2ForConditionalGeneration,
     batch: Batch,
     *,
     tower_no_grad: bool = False,
@@ -26,7 +27,7 @@ def plain_loss(
 
     Args:
         model: The codec and the channel, cut behind the vision tower.
-        florence: The whole `Florence2ForConditionalGeneration` around them.
+        florence: The whole model around them.
         batch: With pixels, one task for all samples, and the receiver's prompt.
         tower_no_grad: Published advice: the tower under `no_grad`.
         receiver_no_grad: Published advice: everything behind the codec under `no_grad`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import islice
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from frostline.training import Loss, run_step
 CODEC = "trained codec"
 _MAX_PCA_PICTURES = 1024
 _CORPUS_SNR_DB = 10.0
+_WINDOW = 10
 
 Objective = Callable[[Batch], Loss]
 
@@ -45,10 +47,17 @@ def evaluate(system: SemcomSystem, *, baselines: bool, note: Callable[[str], Non
     model, channel = system.model, system.model.channel
     num_raw = model.shape[0] * model.shape[1] // 2
     source_values = model.num_source_values
-    methods = [Method("raw features", raw_features(channel), _bandwidth(num_raw, source_values))]
+    num_symbols = model.num_symbols()
+    bandwidth = _bandwidth(num_symbols, source_values)
+    ratio = f" ({num_raw / num_symbols:.0f}x the bandwidth)" if system.phases else ""
+    methods = [
+        Method(
+            f"raw features{ratio}",
+            raw_features(channel),
+            f"{_bandwidth(num_raw, source_values)}, knows each amplitude",
+        )
+    ]
     if system.phases:
-        num_symbols = model.num_symbols()
-        bandwidth = _bandwidth(num_symbols, source_values)
         methods.insert(0, Method(CODEC, model, bandwidth))
         note("fitting PCA")
         features = system.features(range(min(_MAX_PCA_PICTURES, system.source.num_pictures)))
@@ -62,8 +71,11 @@ def evaluate(system: SemcomSystem, *, baselines: bool, note: Callable[[str], Non
     curves = sweep(model, batches, methods)
     if system.phases and system.config.data.kind == "scenes" and system.config.data.task == "caption":
         curves += (send_the_answer(model.num_symbols(), channel.kind),)
+    asked = "answers" if system.config.data.task == "both" else f"{system.config.data.task}s"
+    pictures = "unseen scenes" if system.config.data.kind == "scenes" else "photographs"
+    num_test = sum(len(batch.tasks) for batch in batches)
     facts = {
-        "num_test": float(sum(len(batch.tasks) for batch in batches)),
+        "num_test": float(num_test),
         "image_values": float(source_values),
         "raw_channel_uses": float(num_raw),
     }
@@ -73,7 +85,7 @@ def evaluate(system: SemcomSystem, *, baselines: bool, note: Callable[[str], Non
         facts |= _corpus_scores(system, batches)
     return EvaluationReport(
         system="semcom",
-        title=f"{system.config.data.kind} {system.config.data.task}, {channel.kind} channel, {system.config.system.model}",
+        title=f"{num_test:,} {asked} of {pictures}, {channel.kind} channel, {bandwidth}",
         x_name="Es/N0 in dB",
         curves=curves,
         facts=facts,
@@ -86,25 +98,28 @@ def _trained_baselines(
     """Codecs of the same size, trained as long, for something else than the answer."""
     scale = features.flatten(0, 1).std(0).clamp_min(1e-6).to(system.group.device)
     note("training the feature-MSE codec")
-    mse = _train(system, lambda model: FeatureLoss(model, scale))
+    mse, fall = _train(system, lambda model: FeatureLoss(model, scale))
     note("training by the published recipe")
-    published = _train(system, PublishedLoss)
+    published, published_fall = _train(system, PublishedLoss)
     return [
-        Method("feature-MSE codec", mse, f"{bandwidth}, trained without the receiver"),
-        Method("published recipe", published, f"{bandwidth}, receiver under no_grad: its loss falls, nothing is learnt"),
+        Method("feature-MSE codec", mse, f"{bandwidth}, trained without the receiver, loss {fall}"),
+        Method("published recipe", published, f"{bandwidth}, receiver under no_grad, loss {published_fall}"),
     ]
 
 
-def _train(system: SemcomSystem, objective: Callable[[SemcomModel], Objective]) -> SemcomModel:
+def _train(system: SemcomSystem, objective: Callable[[SemcomModel], Objective]) -> tuple[SemcomModel, str]:
+    """A codec trained for something else, and how far its loss fell."""
     config = system.config
     torch.manual_seed(config.training.seed)
-    model = SemcomModel(
-        system.backbone, config.system, config.memory, image_size=system.backbone.image_size
-    ).to(system.group.device)
+    model = SemcomModel(system.backbone, config.system, config.memory, image_size=system.backbone.image_size).to(
+        system.group.device
+    )
     phase = codec_phase(model, objective(model), config.training, system.group.device)
-    for micro_batches in islice(system.batches().iterate(0), config.training.num_steps):
-        run_step(phase, micro_batches, system.group)
-    return model
+    losses = [
+        run_step(phase, micro_batches, system.group).loss
+        for micro_batches in islice(system.batches().iterate(0), config.training.num_steps)
+    ]
+    return model, f"{fmean(losses[:_WINDOW]):.3f} -> {fmean(losses[-_WINDOW:]):.3f}"
 
 
 @torch.no_grad()
@@ -131,5 +146,3 @@ def curve_of(report: EvaluationReport, name: str = CODEC, y_name: str = EXACT) -
 
 def _bandwidth(num_symbols: int, source_values: int) -> str:
     return f"{num_symbols} uses, k/n = {num_symbols / source_values:.4f}"
-
-

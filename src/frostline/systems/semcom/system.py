@@ -15,7 +15,7 @@ from frostline.ops import FeatureCache, cache_key, checkpoint_
 from frostline.records import Component
 from frostline.regions import trainable_parameters
 from frostline.scenes import Split
-from frostline.systems.semcom.backbone import Backbone, load_backbone
+from frostline.systems.semcom.backbone import load_backbone
 from frostline.systems.semcom.config import SemcomConfig
 from frostline.systems.semcom.data import Batch, Collate, SemcomDataset, Source, open_source
 from frostline.systems.semcom.model import SemcomModel
@@ -83,10 +83,11 @@ class SemcomSystem:
         self.cache = self._new_cache()
         if config.memory.checkpoint == "all":
             checkpoint_(self.model.receiver.language_model, ["encoder.layers.*", "decoder.layers.*"])
-        has_codec = bool(trainable_parameters(self.model))
-        self.phases = (codec_phase(self.model, self.model.loss, config.training, group.device),) if has_codec else ()
+        self.phases: tuple[Phase, ...] = ()
+        if trainable_parameters(self.model):
+            self.phases = (codec_phase(self.model, self.model.loss, config.training, group.device),)
 
-    def batches(self) -> BatchStream:
+    def batches(self) -> BatchStream[Batch]:
         """Training batches, with cached features where the configuration asks for a cache."""
         training = self.config.training
         return BatchStream(
@@ -146,8 +147,7 @@ class SemcomSystem:
         lines = [
             f"cut behind {system.mode}: {num_tokens} tokens of {dim}",
             f"{system.channel} channel{snr}: {num_symbols} complex uses a picture, k/n = {ratio:.4f}",
-            "the frozen part before the codec runs under no_grad as insurance (freezing already made it cost 0 bytes"
-            " for backward); the one behind it never does",
+            "frozen before the codec: under no_grad as insurance, which saves 0 bytes (freezing did); behind it: never",
         ]
         if self.cache is not None:
             place = "on disk" if self.config.memory.feature_cache == "disk" else "in host memory"
@@ -193,7 +193,7 @@ class SemcomSystem:
         def step() -> None:
             with self.phases[0].autocast():
                 loss = self.model.loss(batch)
-            loss.total.backward()  # type: ignore[no-untyped-call]
+            loss.total.backward()
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
@@ -206,7 +206,7 @@ class SemcomSystem:
         return SemcomDataset(source, snr_range_db=(system.snr_min_db, system.snr_max_db), seed=seed, cache=cache)
 
     def _new_cache(self) -> FeatureCache | None:
-        memory, data = self.config.memory, self.config.data
+        memory = self.config.memory
         if memory.feature_cache == "none":
             return None
         path = None
@@ -214,7 +214,8 @@ class SemcomSystem:
             folder = Path(memory.feature_cache_directory) if memory.feature_cache_directory else self._directory
             if folder is None:
                 raise ConfigError(
-                    "a feature cache on disk has no place", do="give --memory.feature-cache-directory or --out"
+                    "a feature cache on disk has no place",
+                    do="give --memory.feature-cache-directory or --out",
                 )
             path = folder / "features.safetensors"
         frozen = [part for part in (self.model.transmitter.tower, self.model.transmitter.projector) if part]

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from frostline.memory import estimate
 from frostline.records import EvaluationReport, MemoryReport, PeakTable
+from frostline.systems.semcom import peak_table as tables
 from frostline.systems.semcom import study
 from frostline.systems.semcom.backbone import shape_image_size
 from frostline.systems.semcom.config import SemcomConfig
-from frostline.systems.semcom.peak_table import ROWS, Row, Setting, build_florence, build_workload, peak_table as _table
+from frostline.systems.semcom.peak_table import ROWS, Row, Setting, build_florence, build_workload
 from frostline.systems.semcom.system import SemcomSystem
 from frostline.training import Group
 
@@ -26,11 +27,9 @@ def build(config: SemcomConfig, group: Group, directory: Path | None) -> SemcomS
 
 def estimate_step(config: SemcomConfig) -> MemoryReport:
     """One training step on fake tensors: no weights, no pictures, no GPU."""
-    setting = _setting(config)
+    setting = _setting(config, _ANSWER_TOKENS)
     row = Row(name="frostline", memory=config.memory)
-    report = estimate(
-        lambda: build_florence(row, setting), lambda florence: build_workload(row, setting, florence)
-    )
+    report = estimate(lambda: build_florence(row, setting), lambda florence: build_workload(row, setting, florence))
     return replace(report, not_seen=(*report.not_seen, f"answers longer than {_ANSWER_TOKENS} tokens"))
 
 
@@ -41,20 +40,22 @@ def evaluate(system: SemcomSystem, baselines: bool, note: Callable[[str], None])
 
 def peak_table(config: SemcomConfig) -> PeakTable:
     """The run's own step beside the plain ones, all really run at the run's size."""
-    setting = _setting(config)
+    system = SemcomSystem(replace(config, memory=replace(config.memory, feature_cache="none")), Group.open("cpu"))
+    first = next(system.batches().iterate(0))[0]
+    setting = _setting(config, first.labels.shape[1])
     plain = [row for row in ROWS if row.name in ("unfrozen", "frozen", "published-advice")]
     own = [
         Row(name="frostline, no cache", memory=replace(config.memory, feature_cache="none")),
         Row(name="frostline, this run", memory=config.memory),
     ]
-    return _table(setting, setting, [*plain, *own], fake=False)
+    return tables.peak_table(setting, setting, [*plain, *own], fake=False)
 
 
-def _setting(config: SemcomConfig) -> Setting:
+def _setting(config: SemcomConfig, target_tokens: int) -> Setting:
     training = config.training
     return Setting(
         system=config.system,
         batch_size=max(1, training.batch_size // training.gradient_accumulation_steps),
         image_size=shape_image_size(config.system.model),
-        target_tokens=_ANSWER_TOKENS,
+        target_tokens=target_tokens,
     )
