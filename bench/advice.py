@@ -1,6 +1,6 @@
 """Published advice, put to the test: ``python bench/advice.py [SYSTEM] [--json]``.
 
-Runs every claim of one system, or of all, and writes bench/results/advice-SYSTEM.json and, from all such files,
+Runs every claim of one system, or of all, and writes bench/results/advice-SYSTEM.json and, from all of these,
 docs/advice.md. With --json it prints the verdicts as a JSON list and writes nothing.
 """
 
@@ -28,15 +28,15 @@ RESULTS = Path(__file__).parent / "results"
 _PAGE_HEAD = """\
 # Published advice, put to the test
 
-Advice on saving memory is copied from project to project. Here each piece is run, not argued about: a rule turns
-the numbers of the run into a verdict, and nothing on this page is typed in by hand. To see it on your machine:
+Advice on saving memory is copied from project to project. Here each piece is run instead of argued about, and
+a rule turns the numbers of the run into a verdict. To see it on your machine:
 
 ```
 python bench/advice.py
 ```
 
-It needs one CPU core, 2 GiB of memory and about a minute, no GPU and no download. Bytes are the live ones at the
-peak of a training step, and MiB are 2^20 of them.
+It takes one CPU core, 1 GiB of memory and about a minute; no GPU, no download. The command writes this page.
+Bytes are those of live tensors at the peak of a training step, weights included; a MiB is 2^20 of them.
 
 | verdict | meaning |
 |---|---|
@@ -100,15 +100,15 @@ def _system(results: Results) -> str:
     rows = "".join(f"| {one.claim} | {one.verdict} |\n" for one in results.advice)
     return (
         f"\n## {results.system}\n\n{results.about}\n\n"
-        f"Run with torch {results.torch} on {results.num_threads} thread(s) in {results.wall_seconds:.0f} s.\n\n"
+        f"Run with torch {results.torch}, CPU threads: {results.num_threads}, in {results.wall_seconds:.0f} s.\n\n"
         f"| claim | verdict |\n|---|---|\n{rows}" + "".join(_section(one) for one in results.advice)
     )
 
 
 def _section(advice: Advice) -> str:
     return (
-        f"\n### {advice.claim}\n\n**{advice.verdict.capitalize()}.** {advice.measured}\n\n"
-        f"Do instead: {advice.instead}\n\nSource: {advice.source}\n"
+        f"\n### {advice.claim}\n\n**{advice.verdict.capitalize()}.** {advice.measured.rstrip()}\n\n"
+        f"*Do:* {advice.instead}\n\n*Source:* {advice.source}\n"
     )
 
 

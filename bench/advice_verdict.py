@@ -28,7 +28,7 @@ class Advice:
         claim: What is advised, in one sentence.
         source: Where it was published.
         verdict: One word, by a rule of this module.
-        measured: The numbers, in a few sentences.
+        measured: The numbers, in a few sentences or a small table, as Markdown.
         instead: What to do.
         numbers: The same numbers for machines; the name carries the unit.
     """
@@ -111,8 +111,8 @@ def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """A median and its 95 % confidence interval, from order statistics; assumes no distribution."""
     ordered = sorted(values)
     reach = 0.98 * math.sqrt(len(ordered))  # half of 1.96 sqrt(n), the binomial count's spread
-    low = max(0, math.floor(len(ordered) / 2 - reach))
-    high = min(len(ordered) - 1, math.ceil(len(ordered) / 2 + reach) - 1)
+    low = max(0, math.floor(len(ordered) / 2 - reach) - 1)
+    high = min(len(ordered) - 1, math.ceil(len(ordered) / 2 + reach))
     return statistics.median(ordered), ordered[low], ordered[high]
 
 

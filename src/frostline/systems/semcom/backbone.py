@@ -23,6 +23,7 @@ CutPoint = Literal["vision_tower", "image_proj_norm"]
 TASKS = {"caption": "<CAPTION>", "detection": "<OD>"}
 """Florence-2's task tokens by the names that configurations use."""
 
+_MODELS = "give nano, a directory written by save_pretrained, or florence-community/Florence-2-base"
 _RELEASED = {"base": "Florence-2-base", "large": "Florence-2-large"}
 
 
@@ -113,6 +114,8 @@ def load_backbone(name: str, *, dtype: torch.dtype = torch.float32, device: torc
         ConfigError: No such model, or not a Florence-2.
     """
     path = str(NANO_DIRECTORY) if name == "nano" else name
+    if path.startswith((".", "/", "~")) and not Path(path).is_dir():
+        raise ConfigError("no such directory", where=f"--system.model {name}", do=_MODELS)
     try:
         processor = Florence2Processor.from_pretrained(path)
         with _no_loading_bar():
@@ -121,7 +124,7 @@ def load_backbone(name: str, *, dtype: torch.dtype = torch.float32, device: torc
         raise ConfigError(
             f"cannot load a Florence-2 from {name!r}: {str(error).splitlines()[0]}",
             where="--system.model",
-            do="give nano, a directory written by save_pretrained, or florence-community/Florence-2-base",
+            do=_MODELS,
         ) from None
     freeze_(model.to(device))
     prompts = processor.task_prompts_without_inputs

@@ -295,16 +295,16 @@ def _read_coco(file: Path, folder: Path) -> tuple[list[Path], list[tuple[int, st
         document = json.loads(file.read_text(encoding="utf-8"))
         names = {image["id"]: folder / image["file_name"] for image in document["images"]}
         pairs = [(note["image_id"], str(note["caption"]).strip()) for note in document["annotations"]]
+        unknown = next((image for image, _ in pairs if image not in names), None)
     except OSError as error:
         raise DataError(f"cannot read the captions: {error.strerror}", where=str(file)) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"the captions are not JSON: {error}", where=str(file)) from None
     except (KeyError, TypeError) as error:
         raise DataError(f"the captions are not in COCO's layout: {error!r}", where=str(file), do=layout) from None
-    unknown = next((image for image, _ in pairs if image not in names), None)
     if unknown is not None:
         raise DataError(f"a caption belongs to picture {unknown!r}, which is not listed", where=str(file), do=layout)
-    used = sorted({image for image, _ in pairs})
+    used = list(dict.fromkeys(image for image, _ in pairs))
     if not used:
         raise DataError("the data set is empty: no captions", where=str(file))
     missing = next((names[image] for image in used if not names[image].is_file()), None)
@@ -318,5 +318,5 @@ def _open(file: Path) -> Image.Image:
     try:
         with Image.open(file) as picture:
             return picture.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"the picture cannot be read: {error}", where=str(file), do="replace or remove it") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from frostline.systems.semcom.data import Batch
 from frostline.systems.semcom.model import SemcomModel
@@ -10,23 +11,22 @@ from frostline.training import Loss
 
 
 class FeatureLoss:
-    """Mean squared error of the rebuilt features, each dimension divided by its standard deviation.
+    """Mean squared error of the rebuilt features.
 
     The frozen receiver plays no part: this codec keeps what is large, not what the answer needs.
 
     Args:
         model: Whose codec trains.
-        scale: Standard deviation of each feature dimension, (D,).
     """
 
-    def __init__(self, model: SemcomModel, scale: torch.Tensor) -> None:
-        self._model, self._scale = model, scale
+    def __init__(self, model: SemcomModel) -> None:
+        self._model = model
 
     def __call__(self, batch: Batch) -> Loss:
         """The loss of one batch."""
         features = self._model.features_of(batch)
         rebuilt = self._model(features, batch.snr_db, batch.noise_seeds)
-        loss = ((rebuilt - features) / self._scale).square().mean()
+        loss = F.mse_loss(rebuilt, features)
         return Loss(loss, {"feature_mse": loss})
 
 
