@@ -5,7 +5,7 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: a test asks nobody
 
-from leaks import leaks, snapshot  # noqa: E402
+from leaks import leaks, snapshot
 
 
 @pytest.fixture(autouse=True)

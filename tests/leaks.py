@@ -21,7 +21,6 @@ def snapshot() -> dict[str, object]:
         "inference mode": torch.is_inference_mode_enabled(),
         "autocast": (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")),
         "default dtype": torch.get_default_dtype(),
-        "default device": torch.get_default_device(),
         "deterministic algorithms": torch.get_deterministic_debug_mode(),
         "number of threads": torch.get_num_threads(),
         "torch function modes": list(map(id, _get_current_function_mode_stack())),

@@ -1,23 +1,22 @@
 """The codec's gradients are those of the step as people write it, whatever is traded for memory."""
 
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
 import torch
-from semcom_parts import PLAIN, nano, odd, scene_batch, small_model, small_system
-from torch import Tensor, nn
+from torch import Tensor
 
 from frostline.ops import checkpoint_
 from frostline.proof import Gradients, compare_gradients, gradients_of, prove_step
 from frostline.records import ProofReport
 from frostline.regions import load_trainable_state_, trainable_parameters, trainable_state
 from frostline.systems.semcom.data import Batch
-from frostline.systems.semcom.model import SemcomModel
 from frostline.systems.semcom.objectives import PublishedLoss
 from frostline.systems.semcom.reference import plain_loss
 from frostline.training import run_step
+from semcom_parts import PLAIN, nano, odd, scene_batch, small_model, small_system
 
 LAYERS = ["encoder.layers.*", "decoder.layers.*"]
 MODELS = {"nano": (nano, 64), "odd": (odd, 96)}
@@ -105,7 +104,9 @@ def test_no_grad_before_the_codec_changes_no_bit():
 
 
 @pytest.mark.parametrize(
-    "memory", [{"loss_chunk_tokens": 7}, {"loss_chunk_tokens": 64}, {"upstream_chunk": 1}, {"upstream_chunk": 4}], ids=str
+    "memory",
+    [{"loss_chunk_tokens": 7}, {"loss_chunk_tokens": 64}, {"upstream_chunk": 1}, {"upstream_chunk": 4}],
+    ids=str,
 )
 @pytest.mark.parametrize("name", MODELS)
 def test_chunks_are_the_same_sums_in_another_order(name, memory):

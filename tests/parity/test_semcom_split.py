@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from semcom_parts import nano, odd, scene_batch, small_model
 
 CUTS = ("vision_tower", "image_proj_norm")

@@ -158,7 +158,7 @@ def test_unknown_and_missing_keys_are_refused_by_name(change, text):
 
 @pytest.mark.parametrize("text", ["", "{", "nonsense", '{"record": "MemoryReport"'])
 def test_what_is_not_json_is_refused(text):
-    with pytest.raises(FrostlineError, match="^not JSON: "):
+    with pytest.raises(FrostlineError, match=r"^not JSON: "):
         from_json(text)
 
 
@@ -166,7 +166,7 @@ def test_what_is_not_json_is_refused(text):
     "text", ["{}", "[]", "1", "null", '{"record": "Component"}', '{"record": 3}', '{"record": []}']
 )
 def test_what_is_no_record_is_refused(text):
-    with pytest.raises(FrostlineError, match="^not a frostline record: 'record' is .* not one of .*'MemoryReport'"):
+    with pytest.raises(FrostlineError, match=r"^not a frostline record: 'record' is .* not one of .*'MemoryReport'"):
         from_json(text)
 
 

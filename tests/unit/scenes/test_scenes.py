@@ -1,5 +1,6 @@
 import itertools
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -163,3 +164,10 @@ def test_no_scenes_are_a_batch_of_none():
     assert len(scenes) == 0
     assert captions(scenes) == []
     assert render_flat(scenes, 8).shape == (0, 3, 8, 8)
+
+
+def test_each_scene_has_its_own_pixel_noise():
+    scenes = describe([0, 1], split="train")
+    other = replace(scenes, noise_seed=scenes.noise_seed[::-1])
+    difference = (render_flat(scenes) - render_flat(other)).std(dim=(1, 2, 3))
+    assert difference.tolist() == pytest.approx([0.03 * 2**0.5] * 2, rel=0.1)

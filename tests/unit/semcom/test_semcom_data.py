@@ -9,7 +9,6 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from semcom_parts import CPU, nano, scene_batch, small_system
 
 from frostline.config import DataConfig
 from frostline.errors import ConfigError, DataError
@@ -26,6 +25,7 @@ from frostline.systems.semcom.data import (
     open_source,
 )
 from frostline.training import BatchStream, Sample
+from semcom_parts import CPU, nano, scene_batch, small_system
 
 TOKENIZER = nano().require_processor().tokenizer
 BIN = 1 / 32
@@ -122,8 +122,8 @@ def test_an_example_depends_on_its_index_and_epoch_alone(dataset):
     samples = [Sample(index, epoch) for epoch in (0, 1) for index in (3, 0, 19, 33)]
     collate = Collate(TOKENIZER)
     together = dataset.__getitems__(samples)
-    for sample, example in zip(samples, together, strict=True):
-        assert equal(collate([example]), collate(dataset.__getitems__([sample])))
+    for sample, made in zip(samples, together, strict=True):
+        assert equal(collate([made]), collate(dataset.__getitems__([sample])))
     snrs = [example["snr_db"] for example in together]
     assert len(set(snrs)) == len(samples) and all(-6 <= snr <= 15 for snr in snrs)
     assert torch.equal(together[0]["pixels"], together[4]["pixels"])

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+
 from semcom_parts import nano, scene_batch, small_model
 
 IGNORED = -100

@@ -21,6 +21,13 @@ LOCATION_TOKENS = tuple(f"<loc_{round((i + 0.5) * 1000 / NUM_LOCATIONS)}>" for i
 """The centres of 32 bins in Florence-2's unit of 1/1000 of the picture, so that its own parser reads them."""
 
 _PROMPTS = ("What does the image describe?", "Locate the objects with category name in the image.")
+# So that captions of photographs do not fall into bytes altogether.
+_EVERYDAY = (
+    "an the in on at of to with and by is are top up down front next near under over holding sitting standing wearing "
+    "man woman boy girl child people person group dog cat bird horse street road room table chair bed couch book board "
+    "sign car bus train plane boat bike food plate pizza cake ball water beach snow mountain tree grass field building "
+    "window door wall clock phone black brown pink gray two three some many old young big picture cover"
+)
 _PARSERS = (
     "pure_text",
     "description_with_bboxes",
@@ -30,7 +37,9 @@ _PARSERS = (
     "description_with_bboxes_or_polygons",
 )
 _MAX_TOKENS = 1024  # an upper bound: training ends when every word of the corpus is one token
-_NUM_IMAGE_TOKENS = 17  # 4 x 4 tokens of the tower and their mean
+NUM_CELLS = 16
+"""Tokens of the tower: a map of 4 x 4."""
+
 _DIMS = (32, 64, 96, 128)
 _WIDTH = 96
 
@@ -40,7 +49,7 @@ def nano_processor() -> Florence2Processor:
     words = [*SIZES, *COLOURS, *SHAPES, *" ".join(RELATIONS).split()]
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(
-        [*(f"a {word} a" for word in words), *SHAPES, *_PROMPTS] * 2,
+        [*(f"a {word} a" for word in (*words, *_EVERYDAY.split())), *SHAPES, *_PROMPTS] * 2,
         vocab_size=_MAX_TOKENS,
         special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
         show_progress=False,
@@ -58,7 +67,7 @@ def nano_processor() -> Florence2Processor:
         resample=3,
         image_mean=[0.5] * 3,
         image_std=[0.5] * 3,
-        image_seq_length=_NUM_IMAGE_TOKENS,
+        image_seq_length=NUM_CELLS + 1,  # their mean comes first
     )
     return Florence2Processor(
         image_processor=image_processor,

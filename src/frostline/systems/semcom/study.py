@@ -7,7 +7,6 @@ from itertools import islice
 from statistics import fmean
 
 import torch
-from torch import Tensor
 
 from frostline.errors import import_extra
 from frostline.records import Curve, EvaluationReport
