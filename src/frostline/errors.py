@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import importlib
 from types import ModuleType
+from typing import Any
 
 
 class FrostlineError(ValueError):
@@ -35,6 +36,16 @@ class FrostlineError(ValueError):
         if do:
             parts.append(f"  do     {do}")
         super().__init__("\n".join(parts))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Loader processes send errors home; the constructors of subclasses take other arguments than the text.
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _restore(kind: type[FrostlineError], args: tuple[Any, ...], fields: dict[str, Any]) -> FrostlineError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(fields)
+    return error
 
 
 class ConfigError(FrostlineError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from frostline.errors import ConfigError
@@ -18,14 +19,14 @@ def parse_bytes(text: str) -> int:
     """
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", text)
     factor = _BYTES.get((match[2] or "B").upper()) if match else None
-    if match is None or factor is None:
+    if match is None or factor is None or float(match[1]) == 0:
         raise ConfigError(f"{text!r} is not a size", do="write a number and a unit, such as 6GiB or 750MB")
-    return round(float(match[1]) * factor)
+    return math.ceil(float(match[1]) * factor)
 
 
 def format_bytes(num_bytes: float) -> str:
     """Bytes in the binary unit that leaves one to four digits before the point: ``1318.2 MiB``."""
-    for unit, factor in (("GiB", 10 * GIB), ("MiB", MIB), ("KiB", KIB)):
+    for unit, factor in (("GiB", 10_000 * MIB), ("MiB", MIB), ("KiB", KIB)):
         if abs(num_bytes) >= factor:
             return f"{num_bytes / _BYTES[unit.upper()]:.1f} {unit}"
     return f"{num_bytes:.0f} B"

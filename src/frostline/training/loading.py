@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from frostline.config import DataConfig
-from frostline.errors import ConfigError, DataError
+from frostline.errors import ConfigError, DataError, FrostlineError
 from frostline.training.group import Group
 
 _MAX_WORKERS = 4
@@ -124,16 +124,37 @@ class BatchStream(Generic[B]):
         """Each step's micro-batches on the host, from `start_step` on; close it to end the workers."""
         has_workers = self._data.num_workers > 0
         loader: DataLoader[Any] = DataLoader(
-            cast(Any, self._dataset),
+            cast(Any, _Reporting(self._dataset)),
             batch_sampler=cast(Any, self.samples(start_step)),
             collate_fn=self._collate,
             num_workers=self._data.num_workers,
             prefetch_factor=self._data.prefetch_factor if has_workers else None,
             worker_init_fn=_leave_signals_to_the_trainer if has_workers else None,
             pin_memory=self._group.device.type == "cuda",
-            generator=torch.Generator(),  # else every new iterator draws from the global one
+            generator=torch.Generator(),  # else making the iterator draws from the global state, also on a resume
         )
-        yield from loader
+        batches: Any = iter(loader)
+        try:
+            for batch in batches:
+                if isinstance(batch, FrostlineError):
+                    raise batch
+                yield batch
+        finally:
+            if has_workers:  # an error's traceback would keep them waiting, and the process waits for them at exit
+                batches._shutdown_workers()
+
+
+@dataclass(frozen=True)
+class _Reporting:
+    """A data set whose errors travel home as values: torch would bury them in a worker's traceback."""
+
+    dataset: Dataset
+
+    def __getitems__(self, samples: list[Sample]) -> list[Any] | FrostlineError:
+        try:
+            return self.dataset.__getitems__(samples)
+        except FrostlineError as error:
+            return error
 
 
 @dataclass(frozen=True)
@@ -143,7 +164,9 @@ class _Cut:
     collate: Callable[[list[Any]], Batch]
     num_parts: int
 
-    def __call__(self, examples: list[Any]) -> tuple[Batch, ...]:
+    def __call__(self, examples: list[Any] | FrostlineError) -> tuple[Batch, ...] | FrostlineError:
+        if isinstance(examples, FrostlineError):
+            return examples
         return tuple(self.collate(examples[part :: self.num_parts]) for part in range(self.num_parts))
 
 

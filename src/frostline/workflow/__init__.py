@@ -1,8 +1,8 @@
 """Configuration in, record out: the one place where rooms meet."""
 
-from frostline.workflow.demo import demo
-from frostline.workflow.evaluate import evaluate
-from frostline.workflow.measure import measure_system
-from frostline.workflow.train import train
+from frostline.workflow.demonstration import demo
+from frostline.workflow.evaluation import evaluate
+from frostline.workflow.measurement import measure_system
+from frostline.workflow.run import train
 
 __all__ = ["demo", "evaluate", "measure_system", "train"]

@@ -88,8 +88,8 @@ class PrincipalComponents:
     """The best linear code for the features themselves: PCA, with a Wiener filter at the receiver.
 
     The leading 2c components of each token go on the channel as they are; the receiver is told each picture's
-    amplitude, and shrinks component i by v_i / (v_i + e) where v_i is its variance and e the error the channel
-    left on it. Both favour this baseline.
+    amplitude, and on AWGN shrinks component i by v_i / (v_i + e), where v_i is its variance and e that of the noise
+    on it (under fading the channel's own MMSE has shrunk it already). Both favour this baseline.
 
     Args:
         features: Training features (P, N, D).
@@ -110,7 +110,7 @@ class PrincipalComponents:
         symbols, amplitude = unit_power((features - self._mean) @ self._basis.T)
         received = self._channel(symbols, snr_db, Realisation.draw(symbols.shape, seeds, symbols.device))
         scale = amplitude.view(-1, 1, 1)
-        noise_power = 0.0 if self._channel.kind == "noiseless" else 10 ** (-snr_db.view(-1, 1, 1) / 10)
+        noise_power = 10 ** (-snr_db.view(-1, 1, 1) / 10) if self._channel.kind == "awgn" else 0.0
         shrink = self._variance / (self._variance + scale.square() * noise_power / 2)
         rebuilt: Tensor = real_values(received) * scale * shrink @ self._basis + self._mean
         return rebuilt

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from frostline.config import RunConfig
 from frostline.records import EvaluationReport, PeakTable, RunReport
-from frostline.workflow.evaluate import evaluate
+from frostline.workflow.evaluation import evaluate
+from frostline.workflow.run import train
 from frostline.workflow.session import RunObserver, verbs_of
-from frostline.workflow.train import train
 
 
 @dataclass(frozen=True, kw_only=True)
