@@ -1,4 +1,4 @@
-"""The byte table of a system: ``python bench/peak.py SYSTEM [--fake] [--device cuda] [--json]``.
+"""The byte table of a system: ``python bench/peak.py SYSTEM [--fake | --real] [--device cuda] [--json]``.
 
 Bytes are counted at a size that matters, on fake tensors, so neither weights nor a GPU are needed; gradients are
 compared, and times taken, on real tensors at a size that runs anywhere.
@@ -11,9 +11,10 @@ import dataclasses
 import json
 import sys
 
+import torch
 from rich.console import Console
 
-from frostline.errors import FrostlineError
+from frostline.errors import DeviceError, FrostlineError
 from frostline.records import PeakTable
 from frostline.reports.terminal import peak_table_view
 from frostline.systems.semcom.config import SemcomSystemConfig
@@ -30,7 +31,7 @@ def semcom(arguments: argparse.Namespace) -> PeakTable:
     )
     small = SemcomSystemConfig(model="nano", codec="linear")
     proof = Setting(system=small, batch_size=4, image_size=64, target_tokens=13)
-    return peak_table(setting, proof, fake=not arguments.real)
+    return peak_table(setting, proof, fake=not arguments.real and arguments.device == "cpu", device=arguments.device)
 
 
 SYSTEMS = {"semcom": semcom}
@@ -43,6 +44,7 @@ def main() -> int:
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--fake", action="store_true", help="count bytes on fake tensors (the default)")
     kind.add_argument("--real", action="store_true", help="really run every row, at 9 to 26 GB for the defaults")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda really runs every row there")
     parser.add_argument("--model", default=Setting().system.model)
     parser.add_argument("--batch-size", type=int, default=Setting.batch_size)
     parser.add_argument("--image-size", type=int, default=Setting.image_size)
@@ -50,6 +52,8 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     try:
+        if arguments.device == "cuda" and not torch.cuda.is_available():
+            raise DeviceError("there is no GPU that torch can use", do="leave out --device cuda")
         table = SYSTEMS[arguments.system](arguments)
     except FrostlineError as error:
         print(f"peak.py: {error}", file=sys.stderr)

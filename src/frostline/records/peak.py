@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from frostline.records.memory import AllocatorCounters
 from frostline.records.proof import ProofClass
 
 
@@ -20,6 +21,7 @@ class PeakRow:
         max_rel_grad_diff: Largest gradient difference over the largest gradient entry there; None where nothing trains.
         trains: What it trains.
         step_seconds_ratio: Its step time over the plain step's in the same run, at that size.
+        allocator: CUDA's own counters of the same step, where it ran there.
     """
 
     name: str
@@ -30,6 +32,7 @@ class PeakRow:
     max_rel_grad_diff: float | None
     trains: str
     step_seconds_ratio: float | None
+    allocator: AllocatorCounters | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

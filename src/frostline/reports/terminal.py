@@ -67,8 +67,17 @@ def peak_table_view(table: PeakTable) -> RenderableType:
     places: dict[str, list[str]] = {}
     for row in table.rows:
         places.setdefault(row.peak_at, []).append(row.name)
+    counted = [
+        Text(
+            f"  {row.name}: CUDA's allocator counted {format_mib(row.allocator.peak_allocated_bytes)} MiB allocated,"
+            f" {format_mib(row.allocator.peak_reserved_bytes)} MiB reserved",
+            style="dim",
+        )
+        for row in table.rows
+        if row.allocator
+    ]
     peaks = [Text(f"  peak at {place}: {', '.join(names)}", style="dim") for place, names in places.items()]
-    return Group(view, Text(f"  {table.setting}", style="dim"), *peaks)
+    return Group(view, Text(f"  {table.setting}", style="dim"), *counted, *peaks)
 
 
 def run_view(report: RunReport) -> RenderableType:

@@ -95,7 +95,9 @@ class Evidence:
     seconds: float
 
 
-def peak_table(setting: Setting, proof: Setting, rows: Sequence[Row] = ROWS, *, fake: bool) -> PeakTable:
+def peak_table(
+    setting: Setting, proof: Setting, rows: Sequence[Row] = ROWS, *, fake: bool, device: str = "cpu"
+) -> PeakTable:
     """Count bytes at one size, and compare gradients and times at one that runs.
 
     Args:
@@ -103,28 +105,29 @@ def peak_table(setting: Setting, proof: Setting, rows: Sequence[Row] = ROWS, *, 
         proof: Where gradients are compared with the row ``frozen``, and its fp64 run gives the noise floor.
         rows: Which.
         fake: Count on fake tensors; otherwise really run.
+        device: Where real steps run.
     """
     plain_row = next(row for row in ROWS if row.name == "frozen")
-    plain, *others = run_steps([plain_row, *rows], proof)
-    floor = noise_floor(plain.gradients, run_steps([plain_row], proof, dtype=torch.float64)[0].gradients)
+    plain, *others = run_steps([plain_row, *rows], proof, device)
+    floor = noise_floor(plain.gradients, run_steps([plain_row], proof, device, dtype=torch.float64)[0].gradients)
     system = setting.system
-    counted = "fake tensors" if fake else "real tensors"
+    counted = "fake tensors" if fake else f"real tensors on {device}"
     return PeakTable(
         system="semcom",
         setting=f"{system.model}, batch {setting.batch_size}, {setting.image_size} px, {setting.target_tokens} target"
         f" tokens, {system.codec} codec; bytes on {counted}; gradients and times with the shapes of"
         f" {proof.system.model}, batch {proof.batch_size}, {proof.image_size} px",
         rows=tuple(
-            _row(row, _count(row, setting, fake), evidence, plain, floor)
+            _row(row, _count(row, setting, fake, device), evidence, plain, floor)
             for row, evidence in zip(rows, others, strict=True)
         ),
     )
 
 
-def _count(row: Row, setting: Setting, fake: bool) -> MemoryReport:
+def _count(row: Row, setting: Setting, fake: bool, device: str) -> MemoryReport:
     if fake:
         return estimate(lambda: build_florence(row, setting), lambda florence: build_workload(row, setting, florence))
-    work = build_workload(row, setting, build_florence(row, setting))
+    work = build_workload(row, setting, build_florence(row, setting).to(device))
     return measure(work.step, work.model, optimizers=work.optimizers, inputs=work.inputs)
 
 
@@ -141,10 +144,13 @@ def _row(row: Row, report: MemoryReport, evidence: Evidence, plain: Evidence, fl
         max_rel_grad_diff=proof.worst.max_relative if trains and proof.worst else None,
         trains=("codec" if row.frozen else "everything") if trains else "nothing",
         step_seconds_ratio=evidence.seconds / plain.seconds if trains else None,
+        allocator=report.allocator,
     )
 
 
-def run_steps(rows: Sequence[Row], setting: Setting, *, dtype: torch.dtype | None = None) -> list[Evidence]:
+def run_steps(
+    rows: Sequence[Row], setting: Setting, device: str = "cpu", *, dtype: torch.dtype | None = None
+) -> list[Evidence]:
     """Run rows' forward and backward on real tensors; weights, codec and batch are the same for all of them.
 
     Rows take turns, so that whatever else the machine is doing slows all of them down alike.
@@ -152,9 +158,10 @@ def run_steps(rows: Sequence[Row], setting: Setting, *, dtype: torch.dtype | Non
     Args:
         rows: Which ways.
         setting: How large.
+        device: Where.
         dtype: Of everything, instead of each row's own.
     """
-    steps = [_real_step(row, setting, dtype) for row in rows]
+    steps = [_real_step(row, setting, device, dtype) for row in rows]
     seconds = [math.inf] * len(rows)
     for _ in range(_TIMED_ROUNDS):
         for at, (step, _) in enumerate(steps):
@@ -164,9 +171,11 @@ def run_steps(rows: Sequence[Row], setting: Setting, *, dtype: torch.dtype | Non
     return [Evidence(gradients_of(model), fastest) for (_, model), fastest in zip(steps, seconds, strict=True)]
 
 
-def _real_step(row: Row, setting: Setting, dtype: torch.dtype | None) -> tuple[Callable[[], None], SemcomModel]:
+def _real_step(
+    row: Row, setting: Setting, device: str, dtype: torch.dtype | None
+) -> tuple[Callable[[], None], SemcomModel]:
     torch.manual_seed(0)
-    florence = shape_model(setting.system.model).to(dtype or row.dtype)
+    florence = shape_model(setting.system.model).to(device, dtype or row.dtype)
     loss, model, parameters = build_step(row, setting, florence)
     if dtype is not None:
         model.to(dtype)
@@ -180,6 +189,8 @@ def _real_step(row: Row, setting: Setting, dtype: torch.dtype | None) -> tuple[C
         value = loss(batch)
         if value.requires_grad:
             value.backward()
+        if device == "cuda":
+            torch.cuda.synchronize()
 
     return step, model
 
@@ -192,29 +203,26 @@ def build_florence(row: Row, setting: Setting) -> Florence2ForConditionalGenerat
     return florence
 
 
-def build_workload(
-    row: Row, setting: Setting, florence: Florence2ForConditionalGeneration, batch: Batch | None = None
-) -> Workload:
-    """A row's training step around its model; on real or fake tensors, whichever the model is made of.
+def build_workload(row: Row, setting: Setting, florence: Florence2ForConditionalGeneration) -> Workload:
+    """A row's training step on random numbers; on real or fake tensors, whichever the model is made of.
 
     Args:
         row: How.
         setting: How large.
         florence: From `build_florence`.
-        batch: What to train on; random numbers where left out.
     """
     step, model, parameters = build_step(row, setting, florence)
     optimizer = torch.optim.AdamW(parameters, lr=1e-4)
-    fixed = random_batch(row, setting, florence, model) if batch is None else batch
+    batch = random_batch(row, setting, florence, model)
 
     def train() -> None:
-        loss = step(fixed)
+        loss = step(batch)
         if loss.requires_grad:  # nothing does where everything is under no_grad
             loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    inputs = [fixed.labels, fixed.snr_db, fixed.features if row.cached else fixed.pixels]
+    inputs = [batch.labels, batch.snr_db, batch.features if row.cached else batch.pixels]
     return Workload(step=train, model=model, optimizers=(optimizer,), inputs=inputs)
 
 
@@ -224,6 +232,8 @@ def build_step(
     """A row's loss, the codec it trains, and all that its optimizer holds."""
     memory = row.memory or _PLAIN
     model = SemcomModel(shape_backbone(florence), setting.system, memory, image_size=setting.image_size)
+    if florence.device.type == "cuda":  # fake tensors cannot be moved, and need not be
+        model.to(florence.device)
     parameters = list(trainable_parameters(model).values())
     if not row.frozen:
         florence.requires_grad_(True)
@@ -253,4 +263,4 @@ def random_batch(row: Row, setting: Setting, florence: Florence2ForConditionalGe
         tasks=(TASKS["caption"],) * num,
         answers=("",) * num,
         noise_seeds=tuple(range(num)),
-    )
+    ).to(florence.device)
