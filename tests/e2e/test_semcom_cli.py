@@ -1,6 +1,7 @@
 """Every verb on semcom, from the command line to the files."""
 
 import csv
+import json
 import os
 import signal
 import socket
@@ -250,3 +251,37 @@ def test_a_request_that_cannot_be_carried_out_says_why_and_exits_with_2(words, m
     assert message in err
     assert "Traceback" not in err
     assert not list(tmp_path.rglob("*.pt"))
+
+
+def draw_pictures(folder: Path) -> list[str]:
+    """Four small photographs of nothing in particular, and what they are said to show."""
+    captions = ["Two dogs, asleep.", "A jazz quartet at 9 o'clock!", "the café's blue door", "Zebra & quilt"]
+    (folder / "images").mkdir(parents=True)
+    for number in range(len(captions)):
+        pixels = torch.randint(0, 256, (9, 7, 3), generator=torch.Generator().manual_seed(number), dtype=torch.uint8)
+        picture = Image.fromarray(pixels.numpy()).resize((70, 90))
+        picture.save(folder / "images" / f"{number}.jpg")
+    listed = [{"id": n, "file_name": f"{n}.jpg"} for n in range(len(captions))]
+    said = [{"id": n, "image_id": n, "caption": caption} for n, caption in enumerate(captions)]
+    (folder / "captions.json").write_text(json.dumps({"images": listed, "annotations": said}))
+    return captions
+
+
+@pytest.mark.parametrize("photographs", ["drawn", "shared"])
+def test_the_codec_overfits_photographs(photographs, tmp_path, capsys):
+    folder = Path(__file__).parents[3] / "shared" / "data" / "photos"
+    if photographs == "drawn":
+        draw_pictures(folder := tmp_path)
+    elif not folder.is_dir():
+        pytest.skip("the five photographs are not part of the repository")
+    words = ["--data.kind", "coco", "--data.images", folder / "images", "--data.captions", folder / "captions.json"]
+    words += ["--memory.feature-cache", "memory", "--system.snr-min-db", "10"]
+    assert run("train", "semcom", "--out", tmp_path / "run", "--training.num-steps", "300", *words) == 0
+    report = from_json((tmp_path / "run" / "run.json").read_text())
+    assert report.last[0].loss <= report.first[0].loss / 5
+    assert run("evaluate", "semcom", "--checkpoint", tmp_path / "run", *words) == 0
+    evaluation = from_json((tmp_path / "run" / "evaluation.json").read_text())
+    tokens = next(c for c in evaluation.curves if c.name == "trained codec" and c.y_name == "token accuracy")
+    assert tokens.y[-1] >= 0.8
+    assert evaluation.facts["chrf_at_10_db"] > 30
+    assert "token accuracy" in capsys.readouterr().out
