@@ -38,7 +38,7 @@ class SemcomSystemConfig(SystemConfig):
     """SNR-adaptive, linear, or none: raw features on the channel, nothing to train, only to monitor."""
     symbols_per_token: Count = 4
     """Complex channel uses for each visual token: the bandwidth."""
-    hidden_dim: Count = 128
+    hidden_dim: Count = 256
     """Width of the adaptive codec."""
     channel: Literal["noiseless", "awgn", "rayleigh"] = "awgn"
     """Rayleigh is block fading: one gain a picture, known to the receiver."""
@@ -54,7 +54,7 @@ class SemcomTrainingConfig(TrainingConfig):
 
     num_steps: Count = 1500
     """Optimizer updates in all."""
-    learning_rate: Amount = 2e-3
+    learning_rate: Amount = 4e-3
     """Peak learning rate of AdamW."""
 
 
