@@ -371,7 +371,7 @@ CLAIMS = (
         "bf16 autocast saves memory around a frozen fp32 model",
         "common advice",
         "Store the frozen weights in bf16 and keep the codec in fp32. That changes the gradients, so look at "
-        "them: `frostline prove`.",
+        "them: `fl.compare_gradients`.",
         autocast_over_frozen_weights,
     ),
     Claim(

@@ -72,10 +72,10 @@ def scene_batch(
     num_scenes: int = 6, *, task: str = "caption", backbone: Backbone | None = None, seed: int = 0
 ) -> Batch:
     """Training scenes as nano sees them, at SNRs from -6 to 15 dB."""
-    source = SceneSource(backbone or nano(), split="train", num_scenes=num_scenes, task=task, seed=seed)
-    dataset = SemcomDataset(source, snr_range_db=(-6.0, 15.0), seed=seed)
+    source = SceneSource(backbone or nano(), split="train", num_scenes=num_scenes, task=task, seed=(seed,))
+    dataset = SemcomDataset(source, snr_range_db=(-6.0, 15.0), seed=(seed,))
     examples = dataset.__getitems__([Sample(index, 0) for index in range(source.num_samples)])
-    return Collate(nano().require_processor().tokenizer)(examples)
+    return Collate(nano().require_processor().tokenizer, 128)(examples)
 
 
 def small_model(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 
 from frostline.errors import ConfigError
@@ -15,13 +14,13 @@ def parse_bytes(text: str) -> int:
     """Read a size such as ``6GiB``, ``750 MB`` or ``1048576``.
 
     Raises:
-        ConfigError: The text is not a positive size.
+        ConfigError: The text is not a size.
     """
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", text)
     factor = _BYTES.get((match[2] or "B").upper()) if match else None
-    if match is None or factor is None or float(match[1]) == 0:
+    if match is None or factor is None:
         raise ConfigError(f"{text!r} is not a size", do="write a number and a unit, such as 6GiB or 750MB")
-    return math.ceil(float(match[1]) * factor)
+    return round(float(match[1]) * factor)
 
 
 def format_bytes(num_bytes: float) -> str:

@@ -11,10 +11,11 @@ from cyclopts import Parameter
 
 from frostline.cli.request import Json, Words, read_request
 from frostline.cli.screen import INTERRUPTED, output, progress
+from frostline.errors import ConfigError, import_extra
 from frostline.records import Record, to_json
 from frostline.reports.files import write_csv, write_curves, write_peaks
 from frostline.reports.terminal import evaluation_view, peak_table_view, run_view
-from frostline.systems.registry import SYSTEMS, config_class, demo_file
+from frostline.systems.registry import SYSTEMS, demo_file
 
 
 def demo(
@@ -27,21 +28,24 @@ def demo(
 
     Keys of the configuration can be given as words: --training.num-steps 300.
     """
-    config_class(system)  # an unknown name is an error before anything is read
+    if system not in SYSTEMS:
+        raise ConfigError(f"no system {system!r} to show", do=f"choose one of {', '.join(SYSTEMS)}")
+    import_extra("matplotlib", extra="plots")  # now, not after minutes of training
     request = read_request(str(demo_file(system)), words)
     from frostline import workflow
 
-    directory = out or _unused(Path("runs") / f"demo-{request.system}")
+    directory = out or _unused(Path("runs") / f"demo-{request.SYSTEM}")
     with progress() as observer:
-        found = workflow.demo(request.config, request.system, out=directory, observer=observer)
+        found = workflow.demo(request, out=directory, observer=observer)
     records: dict[str, Record] = {"run": found.run}
     if found.table is not None and found.evaluation is not None:
         records |= {"table": found.table, "evaluation": found.evaluation}
+    for name, record in records.items():
+        (directory / f"{name}.json").write_text(to_json(record, indent=1), encoding="utf-8")
+    if found.table is not None and found.evaluation is not None:
         write_csv(found.evaluation, directory / "evaluation.csv")
         write_curves(found.evaluation, directory / "evaluation.png")
         write_peaks(found.table, directory / "peaks.png")
-    for name, record in records.items():
-        (directory / f"{name}.json").write_text(to_json(record, indent=1), encoding="utf-8")
     if json:
         plain = {name: json_module.loads(to_json(record)) for name, record in records.items()}
         output(json_module.dumps(plain, indent=1))

@@ -7,11 +7,14 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from frostline.cli.request import ConfigName, DeviceName, Json, PrintConfig, Words, read_request
+from frostline.cli.request import ConfigName, DeviceName, Json, PrintConfig, Words, read_request, source_of
 from frostline.cli.screen import output, progress
+from frostline.config import dump_config
+from frostline.errors import ConfigError
 from frostline.records import to_json
 from frostline.reports.files import write_csv, write_curves
 from frostline.reports.terminal import evaluation_view
+from frostline.systems.registry import SYSTEMS
 
 
 def evaluate(
@@ -26,18 +29,18 @@ def evaluate(
 ) -> int:
     """Evaluate a trained system, or monitor the frozen model alone (--system.codec none).
 
-    Every key of the configuration is a word. `frostline evaluate semcom --help` lists them.
+    With --checkpoint and a system's name, the run's own configuration is used. Every key of the configuration is a
+    word; `frostline evaluate semcom --help` lists them.
     """
-    request = read_request(config, words)
+    request = read_request(_configuration(config, checkpoint), words)
     if print_config:
-        output(request.text)
+        output(dump_config(request))
         return 0
     from frostline import workflow
 
     with progress() as observer:
         report = workflow.evaluate(
-            request.config,
-            request.system,
+            request,
             checkpoint=checkpoint,
             observer=observer,
             baselines=baselines,
@@ -51,3 +54,13 @@ def evaluate(
         write_curves(report, directory / "evaluation.png")
     output(to_json(report, indent=1) if json else evaluation_view(report))
     return 0
+
+
+def _configuration(name: str, checkpoint: Path | None) -> str:
+    """The run's own configuration where only the system was named."""
+    if checkpoint is None or name not in SYSTEMS or not (checkpoint / "config.yaml").exists():
+        return name
+    source = source_of(str(checkpoint / "config.yaml"))
+    if source.system != name:
+        raise ConfigError(f"the run is of {source.system!r}, not of {name!r}", where=str(checkpoint))
+    return source.path

@@ -28,6 +28,9 @@ for verb in (train, measure, evaluate, demo):
     app.command(verb)
 
 
+_WITH_KEYS = ("train", "measure", "evaluate")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out a command line; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -46,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _asks_for_keys(words: list[str]) -> bool:
     """``frostline VERB CONFIG --help``: the keys of that configuration belong to the answer."""
-    return len(words) == 3 and words[2] in ("--help", "-h") and not words[1].startswith("-")
+    return len(words) == 3 and words[0] in _WITH_KEYS and words[2] in ("--help", "-h") and words[1][:1] != "-"
 
 
 def _print_keys(verb: str, name: str) -> int:

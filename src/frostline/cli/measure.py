@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 from frostline.cli.request import ConfigName, DeviceName, Json, PrintConfig, Words, read_request
 from frostline.cli.screen import output
+from frostline.config import dump_config
 from frostline.records import to_json
 from frostline.reports.terminal import memory_view
 
@@ -26,10 +27,10 @@ def measure(
     """
     request = read_request(config, words)
     if print_config:
-        output(request.text)
+        output(dump_config(request))
         return 0
     from frostline import workflow
 
-    report = workflow.measure_system(request.config, request.system, fake=fake, device=device)
+    report = workflow.measure_system(request, fake=fake, device=device)
     output(to_json(report, indent=1) if json else memory_view(report))
     return 0

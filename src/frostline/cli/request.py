@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from frostline.config import ConfigSource, RunConfig, dump_config, load_config, read_yaml
+from frostline.config import ConfigSource, RunConfig, load_config, read_yaml
 from frostline.systems.registry import SYSTEMS, config_class
 
 Words = Annotated[str, Parameter(show=False, allow_leading_hyphen=True)]
@@ -18,27 +17,14 @@ Json = Annotated[bool, Parameter(name="--json", negative="", help="Print the rec
 PrintConfig = Annotated[bool, Parameter(negative="", help="Print the resolved configuration, and do nothing.")]
 
 
-@dataclass(frozen=True)
-class Request:
-    """A system and its resolved configuration."""
-
-    system: str
-    config: RunConfig
-
-    @property
-    def text(self) -> str:
-        """The configuration as YAML that can be read back."""
-        return dump_config(self.config, self.system)
-
-
-def read_request(name: str, words: tuple[str, ...]) -> Request:
+def read_request(name: str, words: tuple[str, ...]) -> RunConfig:
     """Resolve a system's name or a YAML file, and ``--section.key value`` words on top of it.
 
     Raises:
         ConfigError: A name, file, key or value that cannot be used.
     """
     source = source_of(name)
-    return Request(source.system, load_config(config_class(source.system), source, words))
+    return load_config(config_class(source.system), source, words)
 
 
 def source_of(name: str) -> ConfigSource:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from rich.console import Console, RenderableType
@@ -12,8 +13,15 @@ INTERRUPTED = 130
 """Exit code of a run that Ctrl-C ended: 128 and the signal's number, as shells do."""
 
 
+def speaks() -> bool:
+    """Whether this process is the one of its run that speaks, as torchrun numbers them."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def output(what: RenderableType) -> None:
     """Print a result; text goes out as it is, so that it can be piped."""
+    if not speaks():
+        return
     if isinstance(what, str):
         sys.stdout.write(what if what.endswith("\n") else what + "\n")
     else:
@@ -22,4 +30,4 @@ def output(what: RenderableType) -> None:
 
 def progress() -> ProgressReport:
     """A run's progress on standard error."""
-    return ProgressReport(Console(stderr=True))
+    return ProgressReport(Console(stderr=True, quiet=not speaks()))

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from frostline.cli.request import ConfigName, DeviceName, Json, PrintConfig, Words, read_request
 from frostline.cli.screen import INTERRUPTED, output, progress
+from frostline.config import dump_config
 from frostline.records import to_json
 from frostline.reports.terminal import run_view
 
@@ -29,14 +30,12 @@ def train(
     """
     request = read_request(config, words)
     if print_config:
-        output(request.text)
+        output(dump_config(request))
         return 0
     from frostline import workflow
 
-    directory = out or Path("runs") / request.system
+    directory = out or Path("runs") / request.SYSTEM
     with progress() as observer:
-        report = workflow.train(
-            request.config, request.system, out=directory, observer=observer, resume=resume, device=device
-        )
+        report = workflow.train(request, out=directory, observer=observer, resume=resume, device=device)
     output(to_json(report, indent=1) if json else run_view(report))
     return INTERRUPTED if report.interrupted else 0

@@ -92,9 +92,9 @@ def config_app(kind: Callable[[], RunConfig], source: ConfigSource, name: str = 
     return app
 
 
-def dump_config(config: RunConfig, system: str) -> str:
+def dump_config(config: RunConfig) -> str:
     """The resolved configuration as YAML that `read_yaml` and `load_config` take back unchanged."""
-    document = {"name": system, **_lists(dataclasses.asdict(config))}
+    document = {"name": config.SYSTEM, **_lists(dataclasses.asdict(config))}
     return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
 
 

@@ -6,7 +6,7 @@ postponed: cyclopts would look their names up in the module of whichever class i
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from cyclopts import Parameter, Token
 from cyclopts.validators import Number
@@ -103,6 +103,9 @@ class SystemConfig:
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """The whole configuration of a run; each system's own class narrows the four sections."""
+
+    SYSTEM: ClassVar[str]
+    """The system's name."""
 
     data: DataConfig
     memory: MemoryConfig

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from frostline.config import RunConfig
-from frostline.errors import ConfigError
+from frostline.errors import ConfigError, import_extra
 
 SYSTEMS = ("semcom",)
 
@@ -30,5 +30,9 @@ def demo_file(name: str) -> Path:
 
 
 def system_verbs(name: str) -> Any:
-    """The module of the verbs a system answers to; imports torch."""
-    return importlib.import_module(f"frostline.systems.{name}.verbs")
+    """The module of the verbs a system answers to; imports torch.
+
+    Raises:
+        MissingExtraError: A package the system needs is not installed.
+    """
+    return import_extra(f"frostline.systems.{name}.verbs", extra=name)

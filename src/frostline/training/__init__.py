@@ -6,7 +6,7 @@ from frostline.training.interrupt import Interrupt
 from frostline.training.loading import Batch, BatchStream, Dataset, Sample
 from frostline.training.log import RunLog
 from frostline.training.loop import Observer, System, run
-from frostline.training.phase import Loss, Phase, Precision, check_ownership
+from frostline.training.phase import Loss, Phase, Precision, autocast, check_ownership
 from frostline.training.schedule import Schedule, constant, cosine
 from frostline.training.step import run_step
 
@@ -26,6 +26,7 @@ __all__ = [
     "Sample",
     "Schedule",
     "System",
+    "autocast",
     "check_ownership",
     "constant",
     "cosine",

@@ -18,6 +18,11 @@ Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 _AUTOCAST = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
+    """The context that a forward pass of a precision runs in."""
+    return torch.autocast(device.type, _AUTOCAST[precision], enabled=precision != "32-true")
+
+
 @dataclass(frozen=True)
 class Loss:
     """What a phase minimises on one micro-batch.
@@ -96,7 +101,7 @@ class Phase:
 
     def autocast(self) -> AbstractContextManager[None]:
         """The context a loss is computed in."""
-        return torch.autocast(self.device.type, _AUTOCAST[self.precision], enabled=self.precision != "32-true")
+        return autocast(self.precision, self.device)
 
     def set_learning_rate_(self) -> float:
         """Set every group's rate for the step to come; returns the first group's."""

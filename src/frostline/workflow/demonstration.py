@@ -9,7 +9,7 @@ from frostline.config import RunConfig
 from frostline.records import EvaluationReport, PeakTable, RunReport
 from frostline.workflow.evaluation import evaluate
 from frostline.workflow.run import train
-from frostline.workflow.session import RunObserver, verbs_of
+from frostline.workflow.session import SILENT, RunObserver, verbs_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,24 +21,23 @@ class Demo:
     evaluation: EvaluationReport | None
 
 
-def demo(config: RunConfig, name: str, *, out: Path, observer: RunObserver) -> Demo:
+def demo(config: RunConfig, *, out: Path, observer: RunObserver = SILENT) -> Demo:
     """Train a system in `out`, count the bytes of its step beside the plain one's, and score it.
 
     An interrupted training is saved, and ends the demonstration.
 
     Args:
-        config: Of the system `name`.
-        name: The system.
+        config: Of any system.
         out: A new directory.
         observer: Told how it goes.
 
     Raises:
         ConfigError: `out` holds a run already.
     """
-    run = train(config, name, out=out, observer=observer, device="cpu")
+    run = train(config, out=out, observer=observer, device="cpu")
     if run.interrupted:
         return Demo(run=run, table=None, evaluation=None)
     observer.note("counting bytes, comparing gradients")
-    table = verbs_of(name).peak_table(config)
-    evaluation = evaluate(config, name, checkpoint=out, observer=observer, baselines=True, device="cpu")
+    table = verbs_of(config).peak_table(config)
+    evaluation = evaluate(config, checkpoint=out, observer=observer, baselines=True, device="cpu")
     return Demo(run=run, table=table, evaluation=evaluation)

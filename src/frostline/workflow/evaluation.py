@@ -9,23 +9,21 @@ from frostline.errors import ConfigError
 from frostline.records import EvaluationReport
 from frostline.regions import load_trainable_state_
 from frostline.training import CheckpointStore
-from frostline.workflow.session import Device, RunObserver, open_group, verbs_of
+from frostline.workflow.session import SILENT, Device, RunObserver, open_group, verbs_of
 
 
 def evaluate(
     config: RunConfig,
-    name: str,
     *,
-    checkpoint: Path | None,
-    observer: RunObserver,
+    checkpoint: Path | None = None,
+    observer: RunObserver = SILENT,
     baselines: bool = False,
     device: Device = "auto",
 ) -> EvaluationReport:
     """Score a system.
 
     Args:
-        config: Of the system `name`.
-        name: The system.
+        config: Of any system; a run's own lies in its directory.
         checkpoint: A run's directory; needed where something trains.
         observer: Told how it goes.
         baselines: Also train the alternatives that need training.
@@ -37,9 +35,11 @@ def evaluate(
         DataError: The data cannot be used.
         DeviceError: The device is not there.
     """
-    verbs = verbs_of(name)
+    verbs = verbs_of(config)
     group = open_group(device)
     try:
+        if group.world_size > 1:
+            raise ConfigError("evaluation runs on one process", do="leave out torchrun")
         system = verbs.build(config, group, checkpoint)
         for line in system.notes():
             observer.note(line)

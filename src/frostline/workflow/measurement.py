@@ -9,12 +9,11 @@ from frostline.records import MemoryReport
 from frostline.workflow.session import Device, open_group, verbs_of
 
 
-def measure_system(config: RunConfig, name: str, *, fake: bool = False, device: Device = "auto") -> MemoryReport:
+def measure_system(config: RunConfig, *, fake: bool = False, device: Device = "auto") -> MemoryReport:
     """Where the bytes of one training step go.
 
     Args:
-        config: Of the system `name`.
-        name: The system.
+        config: Of any system.
         fake: Predict on fake tensors.
         device: Where a real step runs; ``auto`` takes a GPU where there is one.
 
@@ -23,7 +22,7 @@ def measure_system(config: RunConfig, name: str, *, fake: bool = False, device: 
         DataError: The data cannot be used.
         DeviceError: The device is not there.
     """
-    verbs = verbs_of(name)
+    verbs = verbs_of(config)
     if fake:
         return verbs.estimate_step(config)
     group = open_group(device)
@@ -31,9 +30,8 @@ def measure_system(config: RunConfig, name: str, *, fake: bool = False, device: 
         system = verbs.build(config, group, None)
         if not system.phases:
             raise ConfigError("the system has 0 trainable parameters: there is no training step to measure")
-        system.fill_cache(lambda done, total: None)
-        system.release_upstream_()
         work = system.workload()
+        system.release_upstream_()
         return measure(work.step, work.model, optimizers=work.optimizers, inputs=work.inputs)
     finally:
         group.close()

@@ -13,6 +13,7 @@ from frostline.records import MemoryReport, RunReport, to_json
 from frostline.training import CheckpointStore, Group, RunLog, run
 from frostline.units import format_bytes
 from frostline.workflow.session import (
+    SILENT,
     Device,
     RunObserver,
     TrainableSystem,
@@ -34,18 +35,16 @@ _MAY_CHANGE = {
 
 def train(
     config: RunConfig,
-    name: str,
     *,
     out: Path,
-    observer: RunObserver,
+    observer: RunObserver = SILENT,
     resume: bool = False,
     device: Device = "auto",
 ) -> RunReport:
     """Train.
 
     Args:
-        config: Of the system `name`.
-        name: The system.
+        config: Of any system.
         out: The run's directory.
         observer: Told how it goes.
         resume: Continue the run in `out`; it must have been started with this configuration.
@@ -56,22 +55,23 @@ def train(
         CheckpointError: There is nothing to resume, or it was started with another configuration.
         DataError: The data cannot be used.
         DeviceError: The device is not there.
+        MissingExtraError: A package the system needs is not installed.
     """
-    verbs = verbs_of(name)
+    verbs = verbs_of(config)
     group = open_group(device)
     try:
         store = CheckpointStore(out, verbs.TRAINABLES)
-        text = dump_config(config, name)
+        text = dump_config(config)
         if resume:
             _check_same(store.load().config_text, text, out)
-        elif group.is_main:
+        else:
             new_directory(out)
         group.barrier()
         system = verbs.build(config, group, out)
         if not system.phases:
             raise ConfigError(
                 "the system has 0 trainable parameters: it can only be monitored",
-                do=f"run `frostline evaluate {name}` with the same keys",
+                do=f"run `frostline evaluate {config.SYSTEM}` with the same keys",
             )
         report = _introduce(system, group, observer)
         if group.is_main:
@@ -103,18 +103,14 @@ def _introduce(system: TrainableSystem, group: Group, observer: RunObserver) -> 
     """Say what trains, fill the cache, and measure a step."""
     if group.is_main:
         observer.introduced(system.components(), system.notes())
-    system.fill_cache(observer.filling if group.is_main else _silent)
-    system.release_upstream_()
+    system.fill_cache(observer.filling if group.is_main else SILENT.filling)
     work = system.workload()
+    system.release_upstream_()
     report = measure(work.step, work.model, optimizers=work.optimizers, inputs=work.inputs)
     if group.is_main:
         peak, resident = format_bytes(report.peak_bytes), format_bytes(report.resident_bytes)
         observer.note(f"one step peaks at {peak}, {resident} of it there before: {report.peak_at}")
     return report
-
-
-def _silent(done: int, total: int) -> None:
-    pass
 
 
 def _check_same(saved: str, asked: str, out: Path) -> None:

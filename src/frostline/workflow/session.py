@@ -11,7 +11,7 @@ import torch
 from frostline.config import RunConfig
 from frostline.errors import ConfigError, DeviceError
 from frostline.memory import Workload
-from frostline.records import Component, EvaluationReport, MemoryReport, PeakTable
+from frostline.records import Component, EvaluationReport, MemoryReport, PeakTable, StepRecord
 from frostline.systems.registry import system_verbs
 from frostline.training import Group, Observer, System
 
@@ -80,9 +80,34 @@ class RunObserver(Observer, Protocol):
         ...
 
 
-def verbs_of(name: str) -> Verbs:
-    """A system's verbs; imports torch and all the system needs."""
-    return cast(Verbs, system_verbs(name))
+class _Silent:
+    """Tells nobody."""
+
+    def introduced(self, components: tuple[Component, ...], notes: tuple[str, ...]) -> None: ...
+
+    def filling(self, done: int, total: int) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def started(self, total_steps: int, first_step: int) -> None: ...
+
+    def stepped(self, record: StepRecord) -> None: ...
+
+    def warned(self, text: str) -> None: ...
+
+    def saved(self, path: Path) -> None: ...
+
+
+SILENT: RunObserver = _Silent()
+
+
+def verbs_of(config: RunConfig) -> Verbs:
+    """A system's verbs; imports torch and all the system needs.
+
+    Raises:
+        MissingExtraError: A package the system needs is not installed.
+    """
+    return cast(Verbs, system_verbs(config.SYSTEM))
 
 
 def open_group(device: Device) -> Group:

@@ -51,7 +51,7 @@ def test_the_file_beats_the_default_and_the_command_line_beats_the_file(written)
 def test_what_is_printed_loads_again(system, tmp_path):
     kind = config_class(system)
     path = tmp_path / "printed.yaml"
-    path.write_text(dump_config(kind(), system), encoding="utf-8")
+    path.write_text(dump_config(kind()), encoding="utf-8")
     source = read_yaml(path)
     assert source.system == system
     assert load_config(kind, source) == kind()
@@ -65,11 +65,11 @@ def test_a_changed_configuration_prints_and_loads_again(written):
     )
     assert config.training.tensorboard is True
     assert config != SemcomConfig()
-    assert written(dump_config(config, "semcom")) == config
+    assert written(dump_config(config)) == config
 
 
 def test_every_key_is_printed_and_none_is_a_word_that_yaml_takes_for_a_boolean():
-    document = yaml.safe_load(dump_config(SemcomConfig(), "semcom"))
+    document = yaml.safe_load(dump_config(SemcomConfig()))
     assert list(document) == ["name", "data", "memory", "training", "system"]
     for section in ("data", "memory", "training", "system"):
         assert set(document[section]) == set(vars(getattr(SemcomConfig(), section)))

@@ -115,12 +115,12 @@ def test_splits_and_seeds_are_different_sets():
 @pytest.fixture(scope="module")
 def dataset():
     source = SceneSource(nano(), split="train", num_scenes=20, task="both", seed=0)
-    return SemcomDataset(source, snr_range_db=(-6.0, 15.0), seed=7)
+    return SemcomDataset(source, snr_range_db=(-6.0, 15.0), seed=(7,))
 
 
 def test_an_example_depends_on_its_index_and_epoch_alone(dataset):
     samples = [Sample(index, epoch) for epoch in (0, 1) for index in (3, 0, 19, 33)]
-    collate = Collate(TOKENIZER)
+    collate = Collate(TOKENIZER, 128)
     together = dataset.__getitems__(samples)
     for sample, made in zip(samples, together, strict=True):
         assert equal(collate([made]), collate(dataset.__getitems__([sample])))
@@ -141,7 +141,7 @@ def test_results_do_not_depend_on_the_number_of_loader_processes(dataset):
         data = DataConfig(num_workers=num_workers)
         stream = BatchStream(
             dataset,
-            Collate(TOKENIZER),
+            Collate(TOKENIZER, 128),
             data=data,
             batch_size=8,
             gradient_accumulation_steps=2,

@@ -49,7 +49,7 @@ def test_all_principal_components_are_the_features_and_few_are_the_best_few(mode
     features = model.features_of(batch)
     error = {}
     for symbols in (1, 8, 64):
-        pca = PrincipalComponents(features, symbols, Channel("noiseless"))
+        pca = PrincipalComponents([features], symbols, Channel("noiseless"))
         rebuilt = pca(features, batch.snr_db, batch.noise_seeds)
         error[symbols] = (rebuilt - features).square().sum().item()
     tokens = features.flatten(0, 1)
@@ -61,7 +61,7 @@ def test_all_principal_components_are_the_features_and_few_are_the_best_few(mode
 
 def test_the_wiener_filter_beats_none(model, batch):
     features, snr_db = model.features_of(batch), torch.zeros(40)
-    pca = PrincipalComponents(features, 4, Channel("awgn"))
+    pca = PrincipalComponents([features], 4, Channel("awgn"))
     filtered = (pca(features, snr_db, batch.noise_seeds) - features).square().mean()
     pca._variance = torch.full_like(pca._variance, 1e12)  # never shrinks
     assert filtered < (pca(features, snr_db, batch.noise_seeds) - features).square().mean()

@@ -49,7 +49,7 @@ def test_the_decoder_reads_the_answer_shifted_by_one_and_is_asked_for_it_unshift
 def test_pads_do_not_count(model):
     batch = scene_batch(3)
     padded = replace(batch, labels=F.pad(batch.labels, (0, 5), value=IGNORED))
-    assert loss_of(model, padded).item() == pytest.approx(loss_of(model, batch).item(), rel=1e-6)
+    assert loss_of(model, padded).item() == pytest.approx(loss_of(model, batch).item(), rel=1e-5)
     pads = replace(batch, labels=F.pad(batch.labels, (0, 5), value=1))
     assert loss_of(model, pads) > 5 * loss_of(model, batch)
 

@@ -87,7 +87,7 @@ def test_the_state_to_save_is_the_codec_s_in_kilobytes(system):
     assert state.keys() == codec.keys()
     assert all(".compression." in name or ".decompression." in name for name in state)
     num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-    assert num_bytes == 4 * sum(parameter.numel() for parameter in codec.values()) < 200_000
+    assert num_bytes == 4 * sum(parameter.numel() for parameter in codec.values()) < 400_000
     for frozen in frozen_parts(system.model):
         assert is_frozen(frozen)
 

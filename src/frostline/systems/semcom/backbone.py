@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
-from transformers import Florence2Config, Florence2ForConditionalGeneration, Florence2Processor
+from transformers import Florence2Config, Florence2ForConditionalGeneration, Florence2Processor, PreTrainedConfig
 from transformers.utils import logging as hf_logging
 
 from frostline.errors import ConfigError
@@ -94,7 +95,12 @@ class Backbone:
             ("processor", self.processor, "pictures and prompts"),
             ("tokenizer", self.processor and self.processor.tokenizer, f"{self.vocabulary} tokens"),
         )
-        return tuple(_component(name, part, note) for name, part, note in parts)
+        return tuple(component(name, part, note) for name, part, note in parts)
+
+    @property
+    def max_answer_tokens(self) -> int:
+        """Positions of the decoder."""
+        return int(self.model.config.text_config.max_position_embeddings)
 
     @property
     def vocabulary(self) -> int:
@@ -113,14 +119,21 @@ def load_backbone(name: str, *, dtype: torch.dtype = torch.float32, device: torc
     Raises:
         ConfigError: No such model, or not a Florence-2.
     """
-    path = str(NANO_DIRECTORY) if name == "nano" else name
-    if path.startswith((".", "/", "~")) and not Path(path).is_dir():
+    path = str(NANO_DIRECTORY) if name == "nano" else str(Path(name).expanduser()) if name.startswith("~") else name
+    if path.startswith((".", "/")) and not Path(path).is_dir():
         raise ConfigError("no such directory", where=f"--system.model {name}", do=_MODELS)
     try:
+        kind = PreTrainedConfig.get_config_dict(path)[0].get("model_type")
+        if kind != "florence2":
+            raise ValueError(f"its model_type is {kind!r}")
         processor = Florence2Processor.from_pretrained(path)
         with _no_loading_bar():
-            model = Florence2ForConditionalGeneration.from_pretrained(path, dtype=dtype)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            model, loading = Florence2ForConditionalGeneration.from_pretrained(
+                path, dtype=dtype, output_loading_info=True
+            )
+        if loading["missing_keys"]:
+            raise ValueError(f"weights are missing: {', '.join(sorted(loading['missing_keys'])[:3])} ...")
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ConfigError(
             f"cannot load a Florence-2 from {name!r}: {str(error).splitlines()[0]}",
             where="--system.model",
@@ -183,7 +196,8 @@ def _no_loading_bar() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
-def _component(name: str, part: object, note: str) -> Component:
+def component(name: str, part: object, note: str) -> Component:
+    """A part of a model for the run's header; one that is not a module has no parameters and no mode."""
     if not isinstance(part, nn.Module):
         return Component(name=name, num_parameters=0, num_trainable=0, mode="", note=note)
     parameters = list(part.parameters())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from frostline.config import Amount, Count, DataConfig, MemoryConfig, RunConfig, SystemConfig, TrainingConfig
 
@@ -19,11 +19,15 @@ class SemcomDataConfig(DataConfig):
     num_scenes: Count = 4096
     """Different training scenes."""
     num_test: Count = 1000
-    """Unseen scenes, or held-out pictures, to evaluate on."""
+    """Pictures to evaluate on."""
     images: str = ""
     """COCO: the folder of pictures."""
     captions: str = ""
     """COCO: the annotation file, such as captions_train2017.json."""
+    test_images: str = ""
+    """COCO: the folder of test pictures; `images` if empty."""
+    test_captions: str = ""
+    """COCO: the annotations of the test pictures; if empty, training pictures are tested."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +65,8 @@ class SemcomTrainingConfig(TrainingConfig):
 @dataclass(frozen=True, kw_only=True)
 class SemcomConfig(RunConfig):
     """Everything a semcom run needs."""
+
+    SYSTEM: ClassVar[str] = "semcom"
 
     data: SemcomDataConfig = field(default_factory=SemcomDataConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)

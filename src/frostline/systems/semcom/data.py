@@ -35,6 +35,7 @@ class Batch:
         tasks: Florence-2's task token of each sample.
         answers: The answers in words.
         noise_seeds: Seed of each sample's channel.
+        pictures: Number of each sample's picture in its source.
     """
 
     pixels: Tensor | None
@@ -44,6 +45,7 @@ class Batch:
     tasks: tuple[str, ...]
     answers: tuple[str, ...]
     noise_seeds: tuple[int, ...]
+    pictures: tuple[int, ...]
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
         """The batch on a device."""
@@ -145,12 +147,12 @@ class CocoSource:
     def __init__(self, backbone: Backbone, *, images: str, captions: str) -> None:
         if not images or not captions:
             raise ConfigError("coco data needs pictures and captions", do="give --data.images DIR --data.captions FILE")
-        folder, file = Path(images), Path(captions)
+        folder, file = Path(images).expanduser(), Path(captions).expanduser()
         if not folder.is_dir():
             raise DataError("the folder of pictures does not exist", where=images, do="check --data.images")
         self._files, self._captions = _read_coco(file, folder)
         self.num_pictures, self.num_samples = len(self._files), len(self._captions)
-        self.identity = "\n".join(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in self._files)
+        self.identity = "\n".join(f"{file.name} {file.stat().st_size}" for file in self._files)
         self._image_processor = backbone.require_processor().image_processor
 
     def picture_of(self, sample: int) -> int:
@@ -189,7 +191,7 @@ class SemcomDataset:
         source: Source,
         *,
         snr_range_db: tuple[float, float],
-        seed: int,
+        seed: tuple[int, ...],
         cache: FeatureCache | None = None,
     ) -> None:
         self.source, self.cache = source, cache
@@ -211,25 +213,39 @@ class SemcomDataset:
 
     def _words_and_channel(self, sample: Sample) -> dict[str, Any]:
         task, answer = self.source.question(sample.index)
-        rng = np.random.default_rng([self._seed, sample.epoch, sample.index])
+        rng = np.random.default_rng([*self._seed, sample.epoch, sample.index])
         return {
             "task": task,
             "answer": answer,
             "snr_db": float(rng.uniform(*self._snr_range_db)),
             "noise_seed": int(rng.integers(2**63)),
+            "picture": self.source.picture_of(sample.index),
         }
 
 
 @dataclass(frozen=True)
 class Collate:
-    """Joins examples to a batch; answers become token ids here."""
+    """Joins examples to a batch; answers become token ids here.
+
+    Attributes:
+        tokenizer: The model's.
+        max_tokens: The longest answer its decoder has positions for.
+    """
 
     tokenizer: Any
+    max_tokens: int
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> Batch:
         """Stack pictures, tokenise answers and pad them with -100."""
         answers = [example["answer"] for example in examples]
         rows = [torch.tensor(ids) for ids in self.tokenizer(answers).input_ids]
+        for row, answer in zip(rows, answers, strict=True):
+            if len(row) > self.max_tokens:
+                raise DataError(
+                    f"an answer has {len(row)} tokens, the model has room for {self.max_tokens}",
+                    where=repr(answer[:60]),
+                    do="shorten the caption, or leave it out",
+                )
         stacked = {
             key: torch.stack([example[key] for example in examples]) if key in examples[0] else None
             for key in ("pixels", "features")
@@ -242,16 +258,19 @@ class Collate:
             tasks=tuple(example["task"] for example in examples),
             answers=tuple(answers),
             noise_seeds=tuple(example["noise_seed"] for example in examples),
+            pictures=tuple(example["picture"] for example in examples),
         )
 
 
 def open_source(data: SemcomDataConfig, backbone: Backbone, *, split: Split, seed: int) -> Source:
-    """The pictures a configuration names. COCO files are one set: training and test are what the user gives."""
+    """The pictures a configuration names; where it names no test pictures, the training pictures are tested."""
     if data.kind == "scenes":
         num_scenes = data.num_test if split == "test" else data.num_scenes
         return SceneSource(backbone, split=split, num_scenes=num_scenes, task=data.task, seed=seed)
     if data.task != "caption":
         raise ConfigError(f"coco data has no {data.task} answers", where="--data.task", do="use --data.task caption")
+    if split == "test" and data.test_captions:
+        return CocoSource(backbone, images=data.test_images or data.images, captions=data.test_captions)
     return CocoSource(backbone, images=data.images, captions=data.captions)
 
 
@@ -294,13 +313,13 @@ def _read_coco(file: Path, folder: Path) -> tuple[list[Path], list[tuple[int, st
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
         names = {image["id"]: folder / image["file_name"] for image in document["images"]}
-        pairs = [(note["image_id"], str(note["caption"]).strip()) for note in document["annotations"]]
+        pairs = [(note["image_id"], note["caption"].strip()) for note in document["annotations"]]
         unknown = next((image for image, _ in pairs if image not in names), None)
     except OSError as error:
         raise DataError(f"cannot read the captions: {error.strerror}", where=str(file)) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"the captions are not JSON: {error}", where=str(file)) from None
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise DataError(f"the captions are not in COCO's layout: {error!r}", where=str(file), do=layout) from None
     if unknown is not None:
         raise DataError(f"a caption belongs to picture {unknown!r}, which is not listed", where=str(file), do=layout)

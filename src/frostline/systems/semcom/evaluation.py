@@ -92,17 +92,21 @@ class PrincipalComponents:
     on it (under fading the channel's own MMSE has shrunk it already). Both favour this baseline.
 
     Args:
-        features: Training features (P, N, D).
-        symbols_per_token: Complex channel uses c of each token.
+        features: Training features in blocks (P, N, D).
+        symbols_per_token: Complex channel uses c of each token, at most D / 2.
         channel: What they are sent over.
     """
 
-    def __init__(self, features: Tensor, symbols_per_token: int, channel: Channel) -> None:
-        tokens = features.flatten(0, 1)
-        self._mean = tokens.mean(0)
-        _, singular, directions = torch.linalg.svd(tokens - self._mean, full_matrices=False)
-        self._basis = directions[: 2 * symbols_per_token]
-        self._variance = singular[: 2 * symbols_per_token].square() / len(tokens)
+    def __init__(self, features: Iterable[Tensor], symbols_per_token: int, channel: Channel) -> None:
+        count, total, second = 0, torch.zeros(()), torch.zeros(())
+        for block in features:
+            tokens = block.flatten(0, 1).double()
+            count, total, second = count + len(tokens), total + tokens.sum(0), second + tokens.T @ tokens
+        mean = total / count
+        variance, directions = torch.linalg.eigh(second / count - torch.outer(mean, mean))
+        leading = slice(-2 * symbols_per_token, None)
+        self._mean, self._basis = mean.float(), directions.T[leading].float()
+        self._variance = variance[leading].float()
         self._channel = channel
 
     def __call__(self, features: Tensor, snr_db: Tensor, seeds: Sequence[int]) -> Tensor:

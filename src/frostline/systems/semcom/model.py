@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from frostline.config import MemoryConfig
 from frostline.errors import ConfigError
-from frostline.regions import freeze_
+from frostline.regions import freeze_, preserved
 from frostline.systems.semcom.backbone import Backbone
 from frostline.systems.semcom.channel import Channel, Realisation
 from frostline.systems.semcom.codec import build_codec
@@ -95,9 +95,11 @@ class SemcomModel(nn.Module):
 
     @torch.no_grad()
     def num_symbols(self) -> int:
-        """Complex channel uses of one picture."""
+        """Complex channel uses of one picture; found by sending one, which leaves the codec as it was."""
         device = self.receiver.head.weight.device
-        symbols, _ = self.transmitter(torch.zeros(1, *self.shape, device=device), torch.zeros(1, device=device))
+        with preserved(self):
+            self.eval()
+            symbols, _ = self.transmitter(torch.zeros(1, *self.shape, device=device), torch.zeros(1, device=device))
         return int(symbols.numel())
 
     def bandwidth_ratio(self) -> float:

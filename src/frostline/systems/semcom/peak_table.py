@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from operator import truediv
+from statistics import median
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +23,12 @@ from frostline.systems.semcom.config import SemcomSystemConfig
 from frostline.systems.semcom.data import Batch
 from frostline.systems.semcom.model import SemcomModel
 from frostline.systems.semcom.reference import plain_loss
+from frostline.training import Precision, autocast
 
 _PLAIN = MemoryConfig(checkpoint="none", loss_chunk_tokens=0, upstream_chunk=0)
 _LEAN = MemoryConfig(checkpoint="all", loss_chunk_tokens=64, upstream_chunk=1)
 _PUBLISHED = SemcomSystemConfig(model="florence-community/Florence-2-base", codec="linear", symbols_per_token=32)
-_TIMED_ROUNDS = 5
+_TIMED_ROUNDS = 9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +40,14 @@ class Setting:
         batch_size: Pictures.
         image_size: Height and width in pixels.
         target_tokens: Length of each answer.
+        precision: Autocast type of the forward pass.
     """
 
     system: SemcomSystemConfig = _PUBLISHED
     batch_size: int = 8
     image_size: int = 768
     target_tokens: int = 32
+    precision: Precision = "32-true"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +93,10 @@ ROWS = (
 
 @dataclass(frozen=True)
 class Evidence:
-    """What real steps of a row showed: the codec's gradients, and the fastest step's seconds."""
+    """What real steps of a row showed: the codec's gradients, and each step's seconds."""
 
     gradients: Gradients
-    seconds: float
+    seconds: tuple[float, ...]
 
 
 def peak_table(
@@ -143,7 +147,7 @@ def _row(row: Row, report: MemoryReport, evidence: Evidence, plain: Evidence, fl
         proof_class=proof.proof_class if trains else "none",
         max_rel_grad_diff=proof.worst.max_relative if trains and proof.worst else None,
         trains=("codec" if row.frozen else "everything") if trains else "nothing",
-        step_seconds_ratio=evidence.seconds / plain.seconds if trains else None,
+        step_seconds_ratio=median(map(truediv, evidence.seconds, plain.seconds)) if trains else None,
         allocator=report.allocator,
     )
 
@@ -162,13 +166,13 @@ def run_steps(
         dtype: Of everything, instead of each row's own.
     """
     steps = [_real_step(row, setting, device, dtype) for row in rows]
-    seconds = [math.inf] * len(rows)
+    seconds: list[list[float]] = [[] for _ in rows]
     for _ in range(_TIMED_ROUNDS):
-        for at, (step, _) in enumerate(steps):
+        for (step, _), taken in zip(steps, seconds, strict=True):
             start = time.perf_counter()
             step()
-            seconds[at] = min(seconds[at], time.perf_counter() - start)
-    return [Evidence(gradients_of(model), fastest) for (_, model), fastest in zip(steps, seconds, strict=True)]
+            taken.append(time.perf_counter() - start)
+    return [Evidence(gradients_of(model), tuple(taken)) for (_, model), taken in zip(steps, seconds, strict=True)]
 
 
 def _real_step(
@@ -242,11 +246,12 @@ def build_step(
         checkpoint_(model.receiver.language_model, ["encoder.layers.*", "decoder.layers.*"])
 
     def loss(batch: Batch) -> Tensor:
-        if row.memory is not None:
-            return model.loss(batch).total
-        return plain_loss(
-            model, florence, batch, tower_no_grad=row.tower_no_grad, receiver_no_grad=row.receiver_no_grad
-        )
+        with autocast(setting.precision, florence.device):
+            if row.memory is not None:
+                return model.loss(batch).total
+            return plain_loss(
+                model, florence, batch, tower_no_grad=row.tower_no_grad, receiver_no_grad=row.receiver_no_grad
+            )
 
     return loss, model, parameters
 
@@ -263,4 +268,5 @@ def random_batch(row: Row, setting: Setting, florence: Florence2ForConditionalGe
         tasks=(TASKS["caption"],) * num,
         answers=("",) * num,
         noise_seeds=tuple(range(num)),
+        pictures=tuple(range(num)),
     ).to(florence.device)

@@ -26,17 +26,20 @@ def plain_loss(
     """Mean cross-entropy of the answers, in nats a token.
 
     Args:
-        model: The codec and the channel, cut behind the vision tower.
+        model: The codec and the channel.
         florence: The whole model around them.
         batch: With pixels, one task for all samples, and the receiver's prompt.
         tower_no_grad: Published advice: the tower under `no_grad`.
         receiver_no_grad: Published advice: everything behind the codec under `no_grad`.
     """
+    projector = florence.model.multi_modal_projector
+    behind_tower = model.transmitter.projector is None
     with torch.no_grad() if tower_no_grad else nullcontext():
         map_NCHW = florence.model.vision_tower(batch.pixels).last_hidden_state
-    rebuilt = model(map_NCHW.flatten(2).transpose(1, 2), batch.snr_db, batch.noise_seeds)
+        features = map_NCHW.flatten(2).transpose(1, 2) if behind_tower else projector(map_NCHW)
+    rebuilt = model(features, batch.snr_db, batch.noise_seeds)
     with torch.no_grad() if receiver_no_grad else nullcontext():
-        visual = florence.model.multi_modal_projector(rebuilt.transpose(1, 2).reshape(map_NCHW.shape))
+        visual = projector(rebuilt.transpose(1, 2).reshape(map_NCHW.shape)) if behind_tower else rebuilt
         prompt, _ = model.receiver.prompt(batch.tasks)
         loss: Tensor = florence(inputs_embeds=torch.cat([visual, prompt], 1), labels=batch.labels).loss
     return loss

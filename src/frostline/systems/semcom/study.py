@@ -9,10 +9,9 @@ from statistics import fmean
 import torch
 
 from frostline.errors import import_extra
-from frostline.records import Curve, EvaluationReport
+from frostline.records import EvaluationReport
 from frostline.systems.semcom.data import Batch
 from frostline.systems.semcom.evaluation import (
-    EXACT,
     Method,
     PrincipalComponents,
     raw_features,
@@ -28,6 +27,7 @@ CODEC = "trained codec"
 _MAX_PCA_PICTURES = 1024
 _CORPUS_SNR_DB = 10.0
 _WINDOW = 10
+_BLOCK = 64
 
 Objective = Callable[[Batch], Loss]
 
@@ -43,60 +43,71 @@ def evaluate(system: SemcomSystem, *, baselines: bool, note: Callable[[str], Non
     Returns:
         Curves over SNR, bandwidths and, for captions of photographs, corpus scores.
     """
-    model, channel = system.model, system.model.channel
+    model, channel, data = system.model, system.model.channel, system.config.data
+    if data.kind == "coco":
+        import_extra("sacrebleu", extra="metrics")
     num_raw = model.shape[0] * model.shape[1] // 2
     source_values = model.num_source_values
     num_symbols = model.num_symbols()
     bandwidth = _bandwidth(num_symbols, source_values)
     ratio = f" ({num_raw / num_symbols:.0f}x the bandwidth)" if system.phases else ""
-    methods = [
-        Method(
-            f"raw features{ratio}",
-            raw_features(channel),
-            f"{_bandwidth(num_raw, source_values)}, knows each amplitude",
-        )
-    ]
+    raw_note = f"{_bandwidth(num_raw, source_values)}, knows each amplitude"
+    methods = [Method(f"raw features{ratio}", raw_features(channel), raw_note)]
     if system.phases:
-        methods.insert(0, Method(CODEC, model, bandwidth))
-        note("fitting PCA")
-        features = system.features(range(min(_MAX_PCA_PICTURES, system.source.num_pictures)))
-        per_token = system.config.system.symbols_per_token
-        pca = PrincipalComponents(features.to(system.group.device), per_token, channel)
-        methods.append(Method("PCA + Wiener filter", pca, f"{bandwidth}, knows each amplitude"))
+        methods = [Method(CODEC, model, bandwidth), *methods, _principal_components(system, num_symbols, note)]
         if baselines:
-            methods += _trained_baselines(system, bandwidth, note)
+            methods += _trained_baselines(system, note)
     note(f"testing {len(methods)} methods")
-    batches = list(system.test_batches())
-    curves = sweep(model, batches, methods)
-    if system.phases and system.config.data.kind == "scenes" and system.config.data.task == "caption":
-        curves += (send_the_answer(model.num_symbols(), channel.kind),)
-    asked = "answers" if system.config.data.task == "both" else f"{system.config.data.task}s"
-    pictures = "unseen scenes" if system.config.data.kind == "scenes" else "photographs"
-    num_test = sum(len(batch.tasks) for batch in batches)
+    curves = sweep(model, system.test_batches(), methods)
+    if system.phases and (data.kind, data.task) == ("scenes", "caption"):
+        curves += (send_the_answer(num_symbols, channel.kind),)
     facts = {
-        "num_test": float(num_test),
+        "num_test_pictures": float(min(data.num_test, system.open_source("test").num_pictures)),
         "image_values": float(source_values),
         "raw_channel_uses": float(num_raw),
     }
     if system.phases:
-        facts |= {"channel_uses": float(num_symbols), "bandwidth_ratio": num_symbols / source_values}
-    if system.config.data.kind == "coco":
-        facts |= _corpus_scores(system, batches)
+        facts |= {"channel_uses": float(num_symbols), "bandwidth_ratio": model.bandwidth_ratio()}
+    if data.kind == "coco":
+        note("writing captions")
+        facts |= _corpus_scores(system)
     return EvaluationReport(
         system="semcom",
-        title=f"{num_test:,} {asked} of {pictures}, {channel.kind} channel, {bandwidth}",
+        title=f"{_tested(system, int(facts['num_test_pictures']))}, {channel.kind} channel, {bandwidth}",
         x_name="Es/N0 in dB",
         curves=curves,
         facts=facts,
     )
 
 
-def _trained_baselines(system: SemcomSystem, bandwidth: str, note: Callable[[str], None]) -> list[Method]:
-    """Codecs of the same size, trained for as many steps, for something else than the answer."""
+def _tested(system: SemcomSystem, num_pictures: int) -> str:
+    data = system.config.data
+    asked = "Captions and detections" if data.task == "both" else f"{data.task.capitalize()}s"
+    if data.kind == "scenes":
+        return f"{asked} of {num_pictures:,} unseen scenes"
+    return f"{asked} of {num_pictures:,} {'test' if data.test_captions else 'training'} pictures"
+
+
+def _principal_components(system: SemcomSystem, num_symbols: int, note: Callable[[str], None]) -> Method:
+    note("fitting PCA")
+    num_tokens, dim = system.model.shape
+    per_token = min(max(1, num_symbols // num_tokens), dim // 2)
+    num_pictures = min(_MAX_PCA_PICTURES, system.source.num_pictures)
+    blocks = (range(start, min(start + _BLOCK, num_pictures)) for start in range(0, num_pictures, _BLOCK))
+    pca = PrincipalComponents(
+        (system.features(block).to(system.group.device) for block in blocks), per_token, system.model.channel
+    )
+    bandwidth = _bandwidth(per_token * num_tokens, system.model.num_source_values)
+    return Method("PCA + Wiener filter", pca, f"{bandwidth}, knows each amplitude")
+
+
+def _trained_baselines(system: SemcomSystem, note: Callable[[str], None]) -> list[Method]:
+    """Codecs of the configured kind and size, trained for as many steps, for something else than the answer."""
     note("training the feature-MSE codec")
     mse, fall = _train(system, FeatureLoss)
     note("training by the published recipe")
     published, published_fall = _train(system, PublishedLoss)
+    bandwidth = _bandwidth(mse.num_symbols(), mse.num_source_values)
     return [
         Method("feature-MSE codec", mse, f"{bandwidth}, trained without the receiver, loss {fall}"),
         Method("published recipe", published, f"{bandwidth}, receiver under no_grad, loss {published_fall}"),
@@ -119,25 +130,29 @@ def _train(system: SemcomSystem, objective: Callable[[SemcomModel], Objective]) 
 
 
 @torch.no_grad()
-def _corpus_scores(system: SemcomSystem, batches: list[Batch]) -> dict[str, float]:
-    """BLEU and chrF of generated captions against the references, through the channel at 10 dB."""
+def _corpus_scores(system: SemcomSystem) -> dict[str, float]:
+    """BLEU and chrF at 10 dB: one caption a picture, against all that people wrote of it."""
     sacrebleu = import_extra("sacrebleu", extra="metrics")
-    said: list[str] = []
-    meant: list[str] = []
-    for batch in batches:
-        snr_db = torch.full_like(batch.snr_db, _CORPUS_SNR_DB)
-        rebuilt = system.model(system.model.features_of(batch), snr_db, batch.noise_seeds)
-        said += system.model.receiver.generate(rebuilt, batch.tasks)
-        meant += batch.answers
+    said: dict[int, str] = {}
+    meant: dict[int, list[str]] = {}
+    for batch in system.test_batches():
+        new = {picture: row for row, picture in enumerate(batch.pictures) if picture not in said}
+        if new:
+            rebuilt = system.model(
+                system.model.features_of(batch), torch.full_like(batch.snr_db, _CORPUS_SNR_DB), batch.noise_seeds
+            )
+            rows = list(new.values())
+            written = system.model.receiver.generate(rebuilt[rows], [batch.tasks[row] for row in rows])
+            said |= dict(zip(new, written, strict=True))
+        for picture, answer in zip(batch.pictures, batch.answers, strict=True):
+            meant.setdefault(picture, []).append(answer)
+    most = max(map(len, meant.values()))
+    streams = [[meant[picture][at] if at < len(meant[picture]) else None for picture in said] for at in range(most)]
+    hypotheses = list(said.values())
     return {
-        "bleu_at_10_db": float(sacrebleu.corpus_bleu(said, [meant]).score),
-        "chrf_at_10_db": float(sacrebleu.corpus_chrf(said, [meant]).score),
+        "bleu_at_10_db": float(sacrebleu.corpus_bleu(hypotheses, streams).score),
+        "chrf_at_10_db": float(sacrebleu.corpus_chrf(hypotheses, streams).score),
     }
-
-
-def curve_of(report: EvaluationReport, name: str = CODEC, y_name: str = EXACT) -> Curve:
-    """One curve of a report by its names."""
-    return next(curve for curve in report.curves if (curve.name, curve.y_name) == (name, y_name))
 
 
 def _bandwidth(num_symbols: int, source_values: int) -> str:

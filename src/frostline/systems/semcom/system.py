@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,14 +17,14 @@ from frostline.ops import FeatureCache, cache_key, checkpoint_
 from frostline.records import Component
 from frostline.regions import trainable_parameters
 from frostline.scenes import Split
-from frostline.systems.semcom.backbone import load_backbone
+from frostline.systems.semcom.backbone import component, load_backbone
 from frostline.systems.semcom.config import SemcomConfig
 from frostline.systems.semcom.data import Batch, Collate, SemcomDataset, Source, open_source
 from frostline.systems.semcom.model import SemcomModel
 from frostline.training import BatchStream, Group, Loss, Phase, Sample, constant, cosine
 from frostline.units import format_bytes
 
-_TEST_SEED = 20_240  # one channel for all methods, other than any training run's
+_TRAIN, _TEST = 0, 1  # first word of the channels' seeds
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _FILL_BATCH = 64
 
@@ -89,26 +91,18 @@ class SemcomSystem:
 
     def batches(self) -> BatchStream[Batch]:
         """Training batches, with cached features where the configuration asks for a cache."""
-        training = self.config.training
-        return BatchStream(
-            self._dataset(self.source, training.seed, self.cache),
-            Collate(self.backbone.require_processor().tokenizer),
-            data=self.config.data,
-            batch_size=training.batch_size,
-            gradient_accumulation_steps=training.gradient_accumulation_steps,
-            seed=training.seed,
-            group=self.group,
-        )
+        return self._stream(self.cache)
 
     def test_batches(self) -> Iterator[Batch]:
-        """Every test sample once, in order."""
+        """Every sample of the first `data.num_test` test pictures once, one picture's samples together."""
         source = self.open_source("test")
-        num_samples = min(source.num_samples, self.config.data.num_test)
-        dataset = self._dataset(source, _TEST_SEED, None)
-        collate = Collate(self.backbone.require_processor().tokenizer)
-        for start in range(0, num_samples, _FILL_BATCH):
-            rows = range(start, min(start + _FILL_BATCH, num_samples))
-            yield collate(dataset.__getitems__([Sample(row, 0) for row in rows])).to(self.group.device)
+        tested = (row for row in range(source.num_samples) if source.picture_of(row) < self.config.data.num_test)
+        rows = sorted(tested, key=source.picture_of)
+        dataset = self._dataset(source, (_TEST, 0), None)
+        collate = Collate(self.backbone.require_processor().tokenizer, self.backbone.max_answer_tokens)
+        for start in range(0, len(rows), _FILL_BATCH):
+            samples = [Sample(row, 0) for row in rows[start : start + _FILL_BATCH]]
+            yield collate(dataset.__getitems__(samples)).to(self.group.device)
 
     def open_source(self, split: Split) -> Source:
         """The pictures and answers of a split."""
@@ -117,19 +111,24 @@ class SemcomSystem:
     def fill_cache(self, progress: Progress) -> None:
         """Fill the feature cache, if one was asked for.
 
-        With a cache on disk the main process fills it and the others wait; in memory each fills its own.
+        A cache on disk is shared: the main process makes the file, and each fills its part. In memory each process
+        fills its own.
         """
         if self.cache is None:
             return
-        shared = self.config.memory.feature_cache == "disk"
-        if shared and not self.group.is_main:
+        world_size = self.group.world_size if self.config.memory.feature_cache == "disk" else 1
+        if world_size > 1:
+            self.group.barrier()
+            if self.group.is_main:
+                self.features(range(1))
             self.group.barrier()
         num_pictures = self.source.num_pictures
-        for start in range(0, num_pictures, _FILL_BATCH):
+        blocks = range(0, num_pictures, _FILL_BATCH)
+        for start in blocks[self.group.rank % world_size :: world_size]:
             pictures = range(start, min(start + _FILL_BATCH, num_pictures))
             self.features(pictures)
-            progress(pictures.stop, num_pictures)
-        if shared and self.group.is_main:
+            progress(min(start + world_size * _FILL_BATCH, num_pictures), num_pictures)
+        if world_size > 1:
             self.group.barrier()
 
     def release_upstream_(self) -> None:
@@ -141,8 +140,7 @@ class SemcomSystem:
     def notes(self) -> tuple[str, ...]:
         """What a reader of the run should know."""
         system, (num_tokens, dim) = self.config.system, self.model.shape
-        num_symbols = self.model.num_symbols()
-        ratio = num_symbols / self.model.num_source_values
+        num_symbols, ratio = self.model.num_symbols(), self.model.bandwidth_ratio()
         snr = "" if system.channel == "noiseless" else f", Es/N0 {system.snr_min_db:g} to {system.snr_max_db:g} dB"
         lines = [
             f"cut behind {system.mode}: {num_tokens} tokens of {dim}",
@@ -170,38 +168,45 @@ class SemcomSystem:
 
     def components(self) -> tuple[Component, ...]:
         """The nine frozen components and the codec, for the run's header."""
-        trainable = trainable_parameters(self.model)
-        halves = (("compression", self.model.transmitter), ("decompression", self.model.receiver))
-        codec = tuple(
-            Component(
-                name=name,
-                num_parameters=sum(p.numel() for key, p in trainable.items() if f".{name}." in key),
-                num_trainable=sum(p.numel() for key, p in trainable.items() if f".{name}." in key),
-                mode="train" if half.training else "eval",
-                note="trains",
-            )
-            for name, half in halves
-            if self.phases
+        halves = (
+            ("compression", self.model.transmitter.compression),
+            ("decompression", self.model.receiver.decompression),
         )
-        return self.backbone.components() + codec
+        return self.backbone.components() + tuple(component(name, half, "") for name, half in halves if half)
 
     def workload(self) -> Workload:
-        """One training step on one batch, to be measured."""
-        batch = next(iter(self.batches().iterate(0)))[0].to(self.group.device)
-        optimizers = self.phases[0].optimizers
+        """One training step on one batch, to be measured; needs the tower, and no filled cache."""
+        phase = self.phases[0]
+        stream = self._stream(None)
+        with closing(stream.iterate(0)) as batches:
+            batch = next(batches)[0].to(self.group.device)
+        if self.cache is not None:
+            batch = replace(batch, features=self.model.features_of(batch), pixels=None)
 
         def step() -> None:
-            with self.phases[0].autocast():
+            with phase.autocast():
                 loss = self.model.loss(batch)
             loss.total.backward()
-            for optimizer in optimizers:
+            for optimizer in phase.optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
 
         tensors = [batch.labels, batch.snr_db, batch.pixels if batch.features is None else batch.features]
-        return Workload(step=step, model=self.model, optimizers=optimizers, inputs=tensors)
+        return Workload(step=step, model=self.model, optimizers=phase.optimizers, inputs=tensors)
 
-    def _dataset(self, source: Source, seed: int, cache: FeatureCache | None) -> SemcomDataset:
+    def _stream(self, cache: FeatureCache | None) -> BatchStream[Batch]:
+        training = self.config.training
+        return BatchStream(
+            self._dataset(self.source, (_TRAIN, training.seed), cache),
+            Collate(self.backbone.require_processor().tokenizer, self.backbone.max_answer_tokens),
+            data=self.config.data,
+            batch_size=training.batch_size,
+            gradient_accumulation_steps=training.gradient_accumulation_steps,
+            seed=training.seed,
+            group=self.group,
+        )
+
+    def _dataset(self, source: Source, seed: tuple[int, ...], cache: FeatureCache | None) -> SemcomDataset:
         system = self.config.system
         return SemcomDataset(source, snr_range_db=(system.snr_min_db, system.snr_max_db), seed=seed, cache=cache)
 
@@ -209,24 +214,17 @@ class SemcomSystem:
         memory = self.config.memory
         if memory.feature_cache == "none":
             return None
-        path = None
-        if memory.feature_cache == "disk":
-            folder = Path(memory.feature_cache_directory) if memory.feature_cache_directory else self._directory
-            if folder is None:
-                raise ConfigError(
-                    "a feature cache on disk has no place",
-                    do="give --memory.feature-cache-directory or --out",
-                )
-            path = folder / "features.safetensors"
         frozen = [part for part in (self.model.transmitter.tower, self.model.transmitter.projector) if part]
         preprocessing = repr(self.backbone.require_processor().image_processor)
-        return FeatureCache(
-            self.source.num_pictures,
-            self.model.shape,
-            dtype=torch.float32,
-            key=cache_key(*frozen, preprocessing, self.source.identity),
-            path=path,
-        )
+        key = cache_key(*frozen, preprocessing, self.source.identity)
+        path = None
+        if memory.feature_cache == "disk":
+            folder = Path(memory.feature_cache_directory).expanduser() if memory.feature_cache_directory else None
+            folder = folder or self._directory
+            if folder is None:
+                raise ConfigError("a feature cache on disk has no place", do="give --memory.feature-cache-directory")
+            path = folder / f"features-{key[:12]}.safetensors"
+        return FeatureCache(self.source.num_pictures, self.model.shape, dtype=torch.float32, key=key, path=path)
 
 
 def codec_phase(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from frostline.errors import ConfigError
 from frostline.memory import estimate
 from frostline.records import EvaluationReport, MemoryReport, PeakTable
 from frostline.systems.semcom import peak_table as tables
@@ -26,7 +27,13 @@ def build(config: SemcomConfig, group: Group, directory: Path | None) -> SemcomS
 
 
 def estimate_step(config: SemcomConfig) -> MemoryReport:
-    """One training step on fake tensors: no weights, no pictures, no GPU."""
+    """One training step on fake tensors: no weights, no pictures, no GPU.
+
+    Raises:
+        ConfigError: Nothing trains, or the model's shapes are not known.
+    """
+    if config.system.codec == "none":
+        raise ConfigError("the system has 0 trainable parameters: there is no training step to measure")
     setting = _setting(config, _ANSWER_TOKENS)
     row = Row(name="frostline", memory=config.memory)
     report = estimate(lambda: build_florence(row, setting), lambda florence: build_workload(row, setting, florence))
@@ -58,4 +65,5 @@ def _setting(config: SemcomConfig, target_tokens: int) -> Setting:
         batch_size=max(1, training.batch_size // training.gradient_accumulation_steps),
         image_size=shape_image_size(config.system.model),
         target_tokens=target_tokens,
+        precision=training.precision,
     )
