@@ -141,12 +141,13 @@ def test_two_processes_train_the_same_codec_as_one(tmp_path, words):
                 "OMP_NUM_THREADS": "1",
             },
             stderr=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
         )
         for rank in range(2)
     ]
-    for child in children:
-        child.wait(timeout=180)
+    said = [child.communicate(timeout=180)[0] for child in children]
+    assert b"done after 5 steps" in said[0]
+    assert said[1] == b"", "one process speaks for both"
     one, two = (load_file(tmp_path / name / "codec.safetensors") for name in ("one", "two"))
     assert max((one[name] - two[name]).abs().max().item() for name in one) <= 1e-6
     report = from_json((tmp_path / "two" / "run.json").read_text())
@@ -185,6 +186,26 @@ def test_evaluate_writes_curves_a_table_and_a_picture(tmp_path, capsys):
         assert picture.size[0] > 800
 
 
+def test_a_run_is_evaluated_by_its_own_configuration(tmp_path, capsys):
+    words = ["--data.task", "both", "--system.channel", "rayleigh", "--system.mode", "image_proj_norm"]
+    assert train(tmp_path / "run", 1, *words) == 0
+    assert run("evaluate", "semcom", "--checkpoint", tmp_path / "run", "--data.num-test", "7") == 0
+    assert "Captions and detections of 7 unseen scenes, rayleigh channel" in capsys.readouterr().out
+    report = from_json((tmp_path / "run" / "evaluation.json").read_text())
+    assert report.facts["channel_uses"] == 4 * 17
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("bf16-mixed", "float32"), ("16-mixed", "float32"), ("bf16-mixed", "bfloat16")]
+)
+def test_other_precisions_train(precision, dtype, tmp_path):
+    words = ["--training.precision", precision, "--memory.frozen-dtype", dtype]
+    assert train(tmp_path / "run", 3, *words) == 0
+    report = from_json((tmp_path / "run" / "run.json").read_text())
+    assert 0 < report.last[0].loss < 12
+    assert report.last[0].gradient_norm > 0
+
+
 def test_without_a_codec_the_frozen_model_is_monitored(tmp_path, capsys):
     words = ["--system.codec", "none", "--system.channel", "noiseless", *SMALL]
     assert run("train", "semcom", "--out", tmp_path / "run", *words) == 2
@@ -197,8 +218,9 @@ def test_without_a_codec_the_frozen_model_is_monitored(tmp_path, capsys):
     assert report.curves[0].y[0] >= 0.95, "without noise the frozen model answers as if there were no channel"
 
 
-def test_the_demo_shows_bytes_accuracy_and_pictures(tmp_path, capsys):
-    words = ["--training.num-steps", "6", *SMALL]
+@pytest.mark.parametrize("mode", ["vision_tower", "image_proj_norm"])
+def test_the_demo_shows_bytes_accuracy_and_pictures(mode, tmp_path, capsys):
+    words = ["--training.num-steps", "6", *SMALL, "--system.mode", mode]
     assert run("demo", "semcom", "--out", tmp_path / "demo", *words) == 0
     out, _ = capsys.readouterr()
     for text in ("unfrozen", "published-advice", "frostline, this run", "trained codec", "send the answer", "PCA"):
@@ -235,9 +257,15 @@ def test_the_demo_file_is_a_configuration_to_copy(tmp_path, capsys):
         (["train", "semcom", "--system.model", "no/where"], "cannot load a Florence-2 from 'no/where'"),
         (["train", "semcom", "--system.model", "./nowhere"], "no such directory"),
         (["train", "semcom", "--system.snr-min-db", "20"], "no SNR lies between 20.0 and 15.0 dB"),
+        (
+            ["train", "semcom", "--training.precision", "16-mixed", "--memory.frozen-dtype", "bfloat16"],
+            "bfloat16 weights cannot run under float16 autocast",
+        ),
         (["train", "semcom", "--data.num-workers", "5"], "more than 4 seldom load faster"),
         (["train", "semcom", "--data.kind", "coco"], "give --data.images DIR --data.captions FILE"),
         (["train", "semcom", "--device", "cuda"], "there is no GPU that torch can use"),
+        (["measure", "semcom", "--fake", "--system.codec", "none"], "0 trainable parameters"),
+        (["measure", "semcom", "--system.codec", "none"], "0 trainable parameters"),
         (["measure", "semcom", "--fake", "--system.model", "no/where"], "the shapes of 'no/where' are not known"),
         (["demo", "graph"], "no system 'graph'"),
     ],
@@ -285,3 +313,32 @@ def test_the_codec_overfits_photographs(photographs, tmp_path, capsys):
     assert tokens.y[-1] >= 0.8
     assert evaluation.facts["chrf_at_10_db"] > 30
     assert "token accuracy" in capsys.readouterr().out
+
+
+def test_a_picture_with_several_captions_is_described_once(tmp_path, capsys):
+    captions = draw_pictures(tmp_path)
+    document = json.loads((tmp_path / "captions.json").read_text())
+    document["annotations"] += [{"id": 9, "image_id": 0, "caption": "Dogs sleeping."}]
+    (tmp_path / "captions.json").write_text(json.dumps(document))
+    words = ["--data.kind", "coco", "--data.images", tmp_path / "images", "--data.captions", tmp_path / "captions.json"]
+    assert run("evaluate", "semcom", "--system.codec", "none", "--out", tmp_path / "seen", *words) == 0
+    report = from_json((tmp_path / "seen" / "evaluation.json").read_text())
+    assert report.facts["num_test_pictures"] == len(captions)
+    assert {"bleu_at_10_db", "chrf_at_10_db"} <= set(report.facts)
+    test = ["--data.test-captions", tmp_path / "one.json"]
+    document["annotations"] = document["annotations"][:1]
+    (tmp_path / "one.json").write_text(json.dumps(document))
+    assert run("evaluate", "semcom", "--system.codec", "none", *words, *test) == 0
+    assert "1 test pictures" in capsys.readouterr().out
+
+
+def test_an_answer_longer_than_the_decoder_is_named(tmp_path, capsys):
+    draw_pictures(tmp_path)
+    document = json.loads((tmp_path / "captions.json").read_text())
+    document["annotations"][0]["caption"] = "qx" * 80
+    (tmp_path / "captions.json").write_text(json.dumps(document))
+    words = ["--data.kind", "coco", "--data.images", tmp_path / "images", "--data.captions", tmp_path / "captions.json"]
+    assert run("train", "semcom", "--out", tmp_path / "run", *words) == 2
+    err = capsys.readouterr().err
+    assert "the model has room for 128" in err
+    assert "qxqx" in err

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import Florence2ForConditionalGeneration, Florence2Processor
 
 from frostline.errors import ConfigError
@@ -81,6 +82,19 @@ def test_what_is_no_florence_2_is_refused(name, tmp_path):
         load_backbone(given)
     assert given in raised.value.what
     assert raised.value.where == "--system.model"
+
+
+def test_weights_that_are_missing_or_damaged_are_refused(tmp_path):
+    for file in NANO_DIRECTORY.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = load_file(tmp_path / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if "vision_tower.convs.0" not in name}
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=r"weights are missing: model\.vision_tower\.convs\.0"):
+        load_backbone(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ConfigError, match="cannot load a Florence-2 from"):
+        load_backbone(str(tmp_path))
 
 
 def test_pictures_that_the_strides_do_not_divide_are_refused():

@@ -86,12 +86,12 @@ class Backbone:
         projector, language_model = self.projector, self.model.model.language_model
         parts: tuple[tuple[str, object, str], ...] = (
             ("vision_tower", self.tower, ""),
-            ("image_pos_embed", projector.image_position_embed, "multi_modal_projector.image_position_embed"),
+            ("image_pos_embed", projector.image_position_embed, "image_position_embed"),
             ("visual_temporal_embed", projector.visual_temporal_embed, "a buffer"),
-            ("image_feature_source", None, "mean token + all tokens, fixed in the native model"),
-            ("image_projection", projector.image_projection, "multi_modal_projector.image_projection"),
-            ("image_proj_norm", projector.image_proj_norm, "multi_modal_projector.image_proj_norm"),
-            ("language_model", language_model, "its token embedding is also the output head"),
+            ("image_feature_source", None, "mean + all tokens, fixed"),
+            ("image_projection", projector.image_projection, ""),
+            ("image_proj_norm", projector.image_proj_norm, ""),
+            ("language_model", language_model, "its embedding is the head"),
             ("processor", self.processor, "pictures and prompts"),
             ("tokenizer", self.processor and self.processor.tokenizer, f"{self.vocabulary} tokens"),
         )

@@ -67,6 +67,12 @@ class SemcomSystem:
                 f"no SNR lies between {config.system.snr_min_db} and {config.system.snr_max_db} dB",
                 where="--system.snr-min-db, --system.snr-max-db",
             )
+        if (config.memory.frozen_dtype, config.training.precision) == ("bfloat16", "16-mixed"):
+            raise ConfigError(
+                "bfloat16 weights cannot run under float16 autocast",
+                where="--memory.frozen-dtype, --training.precision",
+                do="take --training.precision bf16-mixed, or 32-true for a codec in full precision",
+            )
         self.config, self.group = config, group
         self.backbone = load_backbone(
             config.system.model, dtype=_DTYPES[config.memory.frozen_dtype], device=group.device
