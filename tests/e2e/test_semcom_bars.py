@@ -20,7 +20,7 @@ def test_the_demo_reaches_its_accuracy_far_above_the_alternatives(tmp_path: Path
     assert exact["trained codec"][0] >= 0.70
     assert exact["trained codec"][10] >= 0.95
     for name in ("PCA + Wiener filter", "feature-MSE codec", "published recipe"):
-        assert max(exact[name].values()) <= 0.5 * exact["trained codec"][0], name
+        assert exact[name][0] <= 0.15, name
     assert max(exact["published recipe"].values()) == 0
     table = from_json((tmp_path / "demo" / "table.json").read_text())
     assert isinstance(table, PeakTable)

@@ -16,7 +16,7 @@ class SemcomDataConfig(DataConfig):
     """Procedural scenes, or pictures with captions in COCO's layout."""
     task: Literal["caption", "detection", "both"] = "caption"
     """What the receiver is asked; coco has captions only."""
-    num_scenes: Count = 4096
+    num_scenes: Count = 8192
     """Different training scenes."""
     num_test: Count = 1000
     """Pictures to evaluate on."""
