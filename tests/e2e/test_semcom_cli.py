@@ -15,9 +15,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import frostline as fl
 from frostline.cli.main import main
+from frostline.errors import ConfigError
 from frostline.records import MemoryReport, RunReport, StepRecord, from_json
 from frostline.systems.registry import demo_file
+from frostline.systems.semcom import SemcomConfig
+from frostline.systems.semcom.config import SemcomDataConfig, SemcomTrainingConfig
 
 SMALL = ["--data.num-scenes", "32", "--data.num-test", "20", "--training.batch-size", "8", "--training.log-every", "2"]
 STEADY = [*SMALL, "--training.schedule", "constant", "--training.warmup-steps", "2"]
@@ -99,6 +103,34 @@ def test_a_missing_checkpoint_is_an_error_and_no_fresh_run(tmp_path, capsys):
     assert not (tmp_path / "none").exists()
 
 
+def test_a_finished_run_is_left_alone(tmp_path, capsys):
+    assert train(tmp_path / "run", 2) == 0
+    before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
+    for num_steps in (1, 2):
+        assert train(tmp_path / "run", num_steps, "--resume") == 2
+        assert "the run has 2 steps already" in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()} == before
+
+
+def test_a_file_where_a_directory_should_be_is_an_error(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert run("evaluate", "semcom", "--checkpoint", tmp_path / "file", *SMALL) == 2
+    assert run("evaluate", "semcom", "--system.codec", "none", "--out", tmp_path / "file", *SMALL) == 2
+    assert train(tmp_path / "file", 1) == 2
+    cache = ["--memory.feature-cache", "disk", "--memory.feature-cache-directory", tmp_path / "file" / "below"]
+    assert train(tmp_path / "run", 1, *cache) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_the_python_calls_take_a_configuration_and_text_paths(tmp_path):
+    data, training = SemcomDataConfig(num_scenes=16, num_test=4), SemcomTrainingConfig(num_steps=2, batch_size=4)
+    config = SemcomConfig(data=data, training=training)
+    assert fl.train(config, out=str(tmp_path / "run")).num_steps == 2
+    assert fl.evaluate(config, checkpoint=str(tmp_path / "run")).facts["channel_uses"] == 64
+    with pytest.raises(ConfigError, match="'semcom' is not a configuration"):
+        fl.train("semcom", out=tmp_path / "other")
+
+
 def test_ctrl_c_saves_first_and_the_run_goes_on_from_there(tmp_path):
     words = ["train", "semcom", "--out", "run", "--training.num-steps", "100000", *STEADY]
     child = subprocess.Popen(
@@ -120,6 +152,7 @@ def test_ctrl_c_saves_first_and_the_run_goes_on_from_there(tmp_path):
 
 @pytest.mark.parametrize("words", [(), ("--training.gradient-accumulation-steps", "2")])
 def test_two_processes_train_the_same_codec_as_one(tmp_path, words):
+    words = (*words, "--training.learning-rate", "1e-3")  # AdamW turns rounding into steps of this size
     assert train(tmp_path / "one", 5, *words) == 0
     names = ["MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE"]
     with socket.socket() as free:

@@ -38,6 +38,12 @@ def evaluate(
         return 0
     from frostline import workflow
 
+    directory = out or checkpoint
+    if out is not None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"the directory cannot be made: {error.strerror}", where=f"--out {out}") from None
     with progress() as observer:
         report = workflow.evaluate(
             request,
@@ -46,9 +52,7 @@ def evaluate(
             baselines=baselines,
             device=device,
         )
-    directory = out or checkpoint
     if directory is not None:
-        directory.mkdir(parents=True, exist_ok=True)
         (directory / "evaluation.json").write_text(to_json(report, indent=1), encoding="utf-8")
         write_csv(report, directory / "evaluation.csv")
         write_curves(report, directory / "evaluation.png")

@@ -21,7 +21,7 @@ from frostline.systems.registry import config_class
 _HELP = """Train the small part of a big model, in the memory you have, with the same gradients.
 
 A CONFIG is a system's name or a YAML file. Exit codes: 0 fine, 1 findings or over budget, 2 the request cannot be
-carried out, 130 interrupted and saved."""
+carried out, 130 interrupted; a training run that had begun is saved first."""
 
 app = App(name="frostline", help=_HELP, version=__version__, help_format="plaintext", result_action="return_value")
 for verb in (train, measure, evaluate, demo):
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"frostline: {error}\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write("frostline: interrupted\n")
+        sys.stderr.write("frostline: interrupted; nothing was saved\n")
         return 130
 
 

@@ -110,7 +110,12 @@ class RowFile:
         return torch.from_numpy(rows), torch.from_numpy(marks)
 
     def _make(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"the feature cache's directory cannot be made: {error.strerror}", where=str(self._path.parent)
+            ) from None
         unfinished = self._path.with_name(f"{self._path.name}.{os.getpid()}.unfinished")
         with unfinished.open("wb") as file:
             file.write(self._start)

@@ -41,7 +41,7 @@ def write_curves(report: EvaluationReport, path: Path) -> None:
                 curve.x,
                 [100 * y for y in curve.y],
                 label=curve.name,
-                color=_COLOURS[at % len(_COLOURS)],
+                color="black" if "bound" in curve.name else _COLOURS[at % len(_COLOURS)],
                 linewidth=2.6 if first else 1.5,
                 linestyle="-" if first else "--" if "bound" in curve.name else (0, (4, 1)),
                 marker="o" if first else "s",

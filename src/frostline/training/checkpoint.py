@@ -142,7 +142,7 @@ def _write(path: Path, data: bytes) -> None:
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(
             f"there is no {path.name}",
             where=str(path.parent),

@@ -103,7 +103,7 @@ class BatchStream(Generic[B]):
             raise ConfigError(
                 f"data.num_workers is {data.num_workers}: more than {_MAX_WORKERS} seldom load faster, and"
                 f" each holds a copy of the data set and {data.prefetch_factor} batches in host memory",
-                do="take 2 to 4 from an SSD, 1 or 2 from a hard disk, or set data.force_num_workers",
+                do="take 2 to 4 from an SSD, 1 or 2 from a hard disk, or add --data.force-num-workers",
             )
 
     @property

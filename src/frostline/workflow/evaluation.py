@@ -15,7 +15,7 @@ from frostline.workflow.session import SILENT, Device, RunObserver, open_group, 
 def evaluate(
     config: RunConfig,
     *,
-    checkpoint: Path | None = None,
+    checkpoint: Path | str | None = None,
     observer: RunObserver = SILENT,
     baselines: bool = False,
     device: Device = "auto",
@@ -40,13 +40,19 @@ def evaluate(
     try:
         if group.world_size > 1:
             raise ConfigError("evaluation runs on one process", do="leave out torchrun")
-        system = verbs.build(config, group, checkpoint)
+        state = None
+        if checkpoint is not None:
+            state = CheckpointStore(Path(checkpoint), verbs.TRAINABLES).load_trainables()
+        system = verbs.build(config, group, Path(checkpoint) if checkpoint is not None else None)
         for line in system.notes():
             observer.note(line)
         if system.phases:
-            if checkpoint is None:
-                raise ConfigError("there is a codec to evaluate", do="give --checkpoint RUN, the directory of a run")
-            load_trainable_state_(system.model, CheckpointStore(checkpoint, verbs.TRAINABLES).load_trainables())
+            if state is None:
+                raise ConfigError(
+                    "a codec trains in this configuration, and no run was named",
+                    do="give --checkpoint RUN, the directory of a run",
+                )
+            load_trainable_state_(system.model, state)
         system.model.eval()
         if baselines:
             system.fill_cache(observer.filling)

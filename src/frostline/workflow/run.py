@@ -36,7 +36,7 @@ _MAY_CHANGE = {
 def train(
     config: RunConfig,
     *,
-    out: Path,
+    out: Path | str,
     observer: RunObserver = SILENT,
     resume: bool = False,
     device: Device = "auto",
@@ -47,7 +47,8 @@ def train(
         config: Of any system.
         out: The run's directory.
         observer: Told how it goes.
-        resume: Continue the run in `out`; it must have been started with this configuration.
+        resume: Continue the run in `out`, started with this configuration; only how often it logs and saves, how data
+            is loaded, and `num_steps` may differ. The schedule follows the new `num_steps`.
         device: ``auto`` takes a GPU where there is one.
 
     Raises:
@@ -56,14 +57,24 @@ def train(
         DataError: The data cannot be used.
         DeviceError: The device is not there.
         MissingExtraError: A package the system needs is not installed.
+
+    Example:
+        >>> from frostline.systems.semcom import SemcomConfig
+        >>> report = train(SemcomConfig(), out="runs/a")  # doctest: +SKIP
     """
+    out = Path(out)
     verbs = verbs_of(config)
     group = open_group(device)
     try:
         store = CheckpointStore(out, verbs.TRAINABLES)
         text = dump_config(config)
         if resume:
-            _check_same(store.load().config_text, text, out)
+            checkpoint = store.load()
+            _check_same(checkpoint.config_text, text, out)
+            if checkpoint.step >= config.training.num_steps:
+                raise ConfigError(
+                    f"the run has {checkpoint.step} steps already", where=str(out), do="raise --training.num-steps"
+                )
         else:
             new_directory(out)
         group.barrier()

@@ -105,8 +105,13 @@ def verbs_of(config: RunConfig) -> Verbs:
     """A system's verbs; imports torch and all the system needs.
 
     Raises:
+        ConfigError: It is no configuration.
         MissingExtraError: A package the system needs is not installed.
     """
+    if not isinstance(config, RunConfig):
+        raise ConfigError(
+            f"{config!r} is not a configuration", do="give one such as frostline.systems.semcom.SemcomConfig()"
+        )
     return cast(Verbs, system_verbs(config.SYSTEM))
 
 

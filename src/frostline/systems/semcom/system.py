@@ -157,6 +157,8 @@ class SemcomSystem:
             place = "on disk" if self.config.memory.feature_cache == "disk" else "in host memory"
             size = format_bytes(self.cache.nbytes)
             lines.append(f"feature cache: {self.source.num_pictures} pictures, {size} {place}")
+        if self.config.training.warmup_steps >= self.config.training.num_steps:
+            lines.append("the warm-up is as long as the run: its learning rate never reaches the peak")
         if not self.phases:
             lines.append("no codec, 0 trainable parameters: the frozen model is only monitored")
         return tuple(lines)
