@@ -52,7 +52,8 @@ def test_rayleigh_gains_have_mean_power_1_an_exponential_law_and_any_phase():
 
 def test_rayleigh_is_the_closed_form_of_mmse_with_one_gain_a_sample():
     sent, snr_db = symbols_of(3, 12).view(3, 4, 3), torch.tensor([-6.0, 3.0, 10.0], dtype=torch.float64)
-    realisation = Realisation.draw(sent.shape, (5, 6, 7)).to(torch.complex128)
+    drawn = Realisation.draw(sent.shape, (5, 6, 7))
+    realisation = Realisation(drawn.noise.to(torch.complex128), drawn.gain.to(torch.complex128))
     received = Channel("rayleigh")(sent, snr_db, realisation)
     for row in range(3):
         h, noise_power = complex(realisation.gain[row]), 10 ** (-snr_db[row].item() / 10)
@@ -144,7 +145,7 @@ def test_the_power_is_in_the_graph_so_no_gradient_points_along_the_scale(kind):
 
 def test_the_gradient_of_the_normalised_channel_is_right():
     values = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
-    realisation = Realisation.draw((2, 3, 2), (1, 2)).to(torch.complex128)
+    realisation = Realisation.draw((2, 3, 2), (1, 2))
 
     def sent(x):
         return real_values(Channel("rayleigh")(unit_power(x)[0], torch.tensor([0.0, 9.0]), realisation))

@@ -45,10 +45,6 @@ class Realisation:
         unit = torch.view_as_complex(torch.tensor(np.array(rows) * np.float32(0.5**0.5))).to(device)
         return Realisation(noise=unit[:, 1:].reshape(tuple(shape)), gain=unit[:, 0])
 
-    def to(self, dtype: torch.dtype) -> Realisation:
-        """The same realisation in another complex type."""
-        return Realisation(self.noise.to(dtype), self.gain.to(dtype))
-
 
 class Channel(nn.Module):
     """Carries symbols to the receiver, and equalises what fading did to them.
