@@ -319,8 +319,11 @@ def _read_coco(file: Path, folder: Path) -> tuple[list[Path], list[tuple[int, st
         raise DataError(f"cannot read the captions: {error.strerror}", where=str(file)) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"the captions are not JSON: {error}", where=str(file)) from None
-    except (AttributeError, KeyError, TypeError) as error:
-        raise DataError(f"the captions are not in COCO's layout: {error!r}", where=str(file), do=layout) from None
+    except KeyError as error:
+        raise DataError(f"the captions are not in COCO's layout: no key {error}", where=str(file), do=layout) from None
+    except (AttributeError, TypeError):
+        what = "the captions are not in COCO's layout: an entry is of another type"
+        raise DataError(what, where=str(file), do=layout) from None
     if unknown is not None:
         raise DataError(f"a caption belongs to picture {unknown!r}, which is not listed", where=str(file), do=layout)
     used = list(dict.fromkeys(image for image, _ in pairs))
