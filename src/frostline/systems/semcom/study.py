@@ -62,7 +62,7 @@ def evaluate(system: SemcomSystem, *, baselines: bool, note: Callable[[str], Non
     if system.phases and (data.kind, data.task) == ("scenes", "caption"):
         curves += (send_the_answer(num_symbols, channel.kind),)
     facts = {
-        "num_test_pictures": float(min(data.num_test, system.open_source("test").num_pictures)),
+        "num_test_pictures": float(min(data.num_test, system.test_source.num_pictures)),
         "image_values": float(source_values),
         "raw_channel_uses": float(num_raw),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -101,7 +102,7 @@ class SemcomSystem:
 
     def test_batches(self) -> Iterator[Batch]:
         """Every sample of the first `data.num_test` test pictures once, one picture's samples together."""
-        source = self.open_source("test")
+        source = self.test_source
         tested = (row for row in range(source.num_samples) if source.picture_of(row) < self.config.data.num_test)
         rows = sorted(tested, key=source.picture_of)
         dataset = self._dataset(source, (_TEST, 0), None)
@@ -109,6 +110,11 @@ class SemcomSystem:
         for start in range(0, len(rows), _FILL_BATCH):
             samples = [Sample(row, 0) for row in rows[start : start + _FILL_BATCH]]
             yield collate(dataset.__getitems__(samples)).to(self.group.device)
+
+    @cached_property
+    def test_source(self) -> Source:
+        """The pictures and answers of the test split; reading a large annotation file once is enough."""
+        return self.open_source("test")
 
     def open_source(self, split: Split) -> Source:
         """The pictures and answers of a split."""
