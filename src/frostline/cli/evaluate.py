@@ -40,10 +40,7 @@ def evaluate(
 
     directory = out or checkpoint
     if out is not None:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"the directory cannot be made: {error.strerror}", where=f"--out {out}") from None
+        workflow.make_directory(out)  # before minutes of work, not after
     with progress() as observer:
         report = workflow.evaluate(
             request,

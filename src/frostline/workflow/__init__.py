@@ -4,5 +4,6 @@ from frostline.workflow.demonstration import demo
 from frostline.workflow.evaluation import evaluate
 from frostline.workflow.measurement import measure_system
 from frostline.workflow.run import train
+from frostline.workflow.session import make_directory
 
-__all__ = ["demo", "evaluate", "measure_system", "train"]
+__all__ = ["demo", "evaluate", "make_directory", "measure_system", "train"]

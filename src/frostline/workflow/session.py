@@ -128,8 +128,8 @@ def open_group(device: Device) -> Group:
     return Group.open(device)
 
 
-def new_directory(out: Path) -> Path:
-    """The directory of a new run, created.
+def new_directory(out: Path) -> None:
+    """Make the directory of a new run.
 
     Raises:
         ConfigError: It holds a run already, or cannot be made.
@@ -138,8 +138,16 @@ def new_directory(out: Path) -> Path:
         raise ConfigError(
             "the directory holds a run already", where=str(out), do="add --resume, or choose another --out"
         )
+    make_directory(out)
+
+
+def make_directory(out: Path) -> None:
+    """Make a directory that results go to; one that is there already will do.
+
+    Raises:
+        ConfigError: It cannot be made.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"the directory cannot be made: {error.strerror}", where=str(out)) from None
-    return out
