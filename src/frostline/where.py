@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import sysconfig
+from functools import lru_cache
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
 _PACKAGE = str(Path(__file__).parent)
 _LIBRARY = tuple(
@@ -13,6 +15,18 @@ _LIBRARY = tuple(
 )
 
 
+class Line(NamedTuple):
+    """A line of a source file, and the function it stands in."""
+
+    path: str
+    number: int
+    function: str
+
+    def __str__(self) -> str:
+        return f"{Path(self.path).name}:{self.number}"
+
+
+@lru_cache(maxsize=None)  # asked for every frame of every traced operator
 def is_library(filename: str) -> bool:
     """Whether a source file belongs to an installed library, to Python itself or to frostline."""
     return filename.startswith((_PACKAGE, *_LIBRARY, "<"))
@@ -34,3 +48,9 @@ def user_line(depth: int = 1) -> str:
     """``file.py:12`` of the nearest calling frame that the user wrote, or an empty text."""
     frame = user_frame(depth + 1)
     return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}" if frame else ""
+
+
+def user_place(depth: int = 1) -> Line | None:
+    """The line of the nearest calling frame that the user wrote; None where there is none."""
+    frame = user_frame(depth + 1)
+    return Line(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name) if frame else None

@@ -1,5 +1,6 @@
 """What was found: frozen dataclasses that every room hands on and every report reads."""
 
+from frostline.records.audit import AuditedPhase, AuditReport, Finding, Level, ModuleRole, Place, Role, TermFlow
 from frostline.records.evaluation import Curve, EvaluationReport
 from frostline.records.memory import AllocatorCounters, LivePoint, MemoryReport
 from frostline.records.peak import PeakRow, PeakTable
@@ -9,19 +10,27 @@ from frostline.records.text import Record, from_json, to_json
 
 __all__ = [
     "AllocatorCounters",
+    "AuditReport",
+    "AuditedPhase",
     "Component",
     "Curve",
     "EvaluationReport",
+    "Finding",
     "GradientDifference",
+    "Level",
     "LivePoint",
     "MemoryReport",
+    "ModuleRole",
     "PeakRow",
     "PeakTable",
+    "Place",
     "ProofClass",
     "ProofReport",
     "Record",
+    "Role",
     "RunReport",
     "StepRecord",
+    "TermFlow",
     "from_json",
     "to_json",
 ]

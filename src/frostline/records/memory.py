@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -41,6 +41,11 @@ class MemoryReport:
         num_ops: Operators seen.
         not_seen: What this number does not count.
         allocator: CUDA's own counters, where there is a GPU.
+        by_line: Bytes alive at the peak, by the user's ``file.py:line`` that allocated them; what was there
+            before the trace stands under an empty line. The largest first.
+        saved_by: What is saved for backward at the peak, by who keeps it: ``trainable parts``, or ``frozen parts``
+            (a module all of whose parameters are frozen; one without parameters counts with the one around it).
+        covers: Which part of the run this is about.
     """
 
     peak_bytes: int
@@ -55,3 +60,6 @@ class MemoryReport:
     num_ops: int
     not_seen: tuple[str, ...]
     allocator: AllocatorCounters | None = None
+    by_line: dict[str, int] = field(default_factory=dict)
+    saved_by: dict[str, int] = field(default_factory=dict)
+    covers: str = "one step"

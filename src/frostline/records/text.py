@@ -9,13 +9,14 @@ from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from frostline.errors import FrostlineError
+from frostline.records.audit import AuditReport
 from frostline.records.evaluation import EvaluationReport
 from frostline.records.memory import MemoryReport
 from frostline.records.peak import PeakTable
 from frostline.records.proof import ProofReport
 from frostline.records.run import RunReport, StepRecord
 
-Record = MemoryReport | PeakTable | ProofReport | RunReport | StepRecord | EvaluationReport
+Record = AuditReport | MemoryReport | PeakTable | ProofReport | RunReport | StepRecord | EvaluationReport
 _KINDS: dict[str, type[Record]] = {kind.__name__: kind for kind in get_args(Record)}
 
 

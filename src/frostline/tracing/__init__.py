@@ -1,16 +1,42 @@
-"""See one step, on real or fake tensors: an allocation log, and models that take no memory."""
+"""See one step, on real or fake tensors: what it allocates, what its values depend on, what the program does."""
 
+from frostline.tracing.event import Backward, Draw, Escape, Event, GradContext, Root, Source
 from frostline.tracing.fake import FakeTensors, build_fake, fake_tensors
+from frostline.tracing.flow import FlowTrace
+from frostline.tracing.leaves import Leaf, Leaves
 from frostline.tracing.log import Allocation, AllocationLog, Kind, Phase
 from frostline.tracing.memtrace import MemTrace
+from frostline.tracing.module_use import ModuleUse
+from frostline.tracing.notes import Change
+from frostline.tracing.operators import has_no_derivative
+from frostline.tracing.procedure import OptimizerUse, ProcedureTrace, Update
+from frostline.tracing.values import fingerprint, has_values
 
 __all__ = [
     "Allocation",
     "AllocationLog",
+    "Backward",
+    "Change",
+    "Draw",
+    "Escape",
+    "Event",
     "FakeTensors",
+    "FlowTrace",
+    "GradContext",
     "Kind",
+    "Leaf",
+    "Leaves",
     "MemTrace",
+    "ModuleUse",
+    "OptimizerUse",
     "Phase",
+    "ProcedureTrace",
+    "Root",
+    "Source",
+    "Update",
     "build_fake",
     "fake_tensors",
+    "fingerprint",
+    "has_no_derivative",
+    "has_values",
 ]

@@ -1,0 +1,272 @@
+"""Audit a step, or whatever runs inside a block: is the gradient whole?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from frostline.errors import StepError
+from frostline.gradflow.acceptance import accept, check_codes
+from frostline.gradflow.cuts import Cuts
+from frostline.gradflow.equivalence import Equivalence
+from frostline.gradflow.failures import Failures
+from frostline.gradflow.intent import Intent
+from frostline.gradflow.intents import Intents
+from frostline.gradflow.optimizers import Optimizers
+from frostline.gradflow.precision import Precision
+from frostline.gradflow.roles import Roles
+from frostline.gradflow.rule import Rule
+from frostline.gradflow.session import Session
+from frostline.gradflow.states import States
+from frostline.gradflow.terms import Terms
+from frostline.gradflow.waste import Waste
+from frostline.records import AuditedPhase, AuditReport, Finding
+from frostline.regions import preserved
+
+Models = nn.Module | Mapping[str, nn.Module] | None
+_LEVELS = ("fault", "cost", "note")
+
+
+class Audit:
+    """A running audit: what it watches, and what it has found so far.
+
+    Args:
+        intent: What the author declared.
+        accepted: Codes of findings the author accepts.
+        enough: Asked after every step; raises when it has seen enough.
+    """
+
+    def __init__(
+        self,
+        intent: Intent | None = None,
+        accepted: Iterable[str] = (),
+        enough: Callable[[Audit], None] | None = None,
+    ) -> None:
+        self._accepted = check_codes(accepted)
+        rules: list[Rule] = []
+        self._session = Session(intent or Intent(), (), None if enough is None else lambda _: enough(self))
+        cuts = Cuts(self._session)
+        self._terms, self._roles = Terms(self._session), Roles(self._session)
+        rules += [
+            cuts,
+            self._terms,
+            Optimizers(self._session, lambda: cuts.explained),
+            Intents(self._session),
+            States(self._session),
+            Equivalence(self._session),
+            Precision(self._session),
+            Waste(self._session),
+            Failures(self._session),
+            self._roles,
+        ]
+        self._session.rules = rules
+
+    def watch(self, module: nn.Module, name: str = "") -> None:
+        """Name a module that could not be given before."""
+        self._session.watch(module, name)
+
+    def watch_optimizer(self, optimizer: Optimizer) -> None:
+        """Know an optimizer that was made before the audit began."""
+        self._session.watch_optimizer(optimizer)
+
+    def watch_tensor(self, tensor: Tensor, name: str) -> None:
+        """Name a tensor that is in no module, a trainable vector for example."""
+        self._session.names.add_tensor(tensor, name)
+        if tensor.requires_grad:
+            self._session.leaves.add(tensor)
+
+    def terms(self, **terms: Tensor) -> None:
+        """Name the terms of the next loss, before it goes backward."""
+        self._terms.name(terms)
+
+    @contextmanager
+    def running(self) -> Iterator[Audit]:
+        """Watch what runs inside the block."""
+        with self._session.running():
+            yield self
+
+    @property
+    def num_steps(self) -> int:
+        """Steps seen so far."""
+        return self._session.num_steps
+
+    def has_seen(self, num_steps: int) -> bool:
+        """Whether every phase has had so many steps, and every optimizer that was made has stepped."""
+        phases = self._session.phases.values()
+        if not phases:
+            return False
+        idle = [use for use in self._session.procedure.optimizers.values() if not use.num_updates]
+        waiting = any(len(steps) < num_steps for steps in phases) or bool(idle)
+        return not waiting or self.num_steps >= 10 * num_steps
+
+    def report(self) -> AuditReport:
+        """Everything found so far."""
+        session = self._session
+        found: dict[Finding, None] = {}
+        for rule in session.rules:
+            found.update(dict.fromkeys(rule.findings()))
+        findings = [accept(finding, self._accepted) for finding in found]
+        findings.sort(key=lambda finding: (_LEVELS.index(finding.level), finding.code, finding.what))
+        return AuditReport(
+            findings=tuple(findings),
+            phases=tuple(self._phases()),
+            roles=self._roles.table(),
+            terms=self._terms.table(),
+            not_examined=tuple(self._not_examined()),
+            num_steps=session.num_steps,
+            wall_seconds=session.wall_seconds,
+            method="fake" if session.is_fake else "real",
+        )
+
+    def _phases(self) -> Iterator[AuditedPhase]:
+        session = self._session
+        for (optimizers, lines), steps in session.phases.items():
+            uses = [session.procedure.optimizers[key] for key in optimizers]
+            held = {number for step in steps for update in step.updates for number in update.gradients}
+            names = " + ".join(type(use.optimizer).__name__ for use in uses)
+            at = ", ".join(str(line) for line in lines if line is not None)
+            yield AuditedPhase(
+                name=f"{names} after {at}" if at else names,
+                num_steps=len(steps),
+                num_backwards=sum(len(step.backwards) for step in steps),
+                num_skipped=sum(update.skipped for step in steps for update in step.updates),
+                num_parameters=len(held),
+                num_reached=sum(any(step.has_gradient(number) for step in steps) for number in held),
+            )
+
+    def _not_examined(self) -> Iterator[str]:
+        session = self._session
+        if not session.num_steps:
+            yield "no optimizer stepped: nothing can be said of what trains"
+        if session.is_fake:
+            yield "values: fake tensors have none, so zero and NaN gradients, movement and equality are not looked at"
+        for use in session.procedure.optimizers.values():
+            if not use.num_updates and session.num_steps:
+                at = f" made at {use.made_at}" if use.made_at else ""
+                yield f"{type(use.optimizer).__name__}{at} did not step"
+        seen = {row.term for row in self._terms.table()}
+        for term in session.intent.flow.keys() - seen:
+            yield f"loss term {term!r} was declared, and no loss has a term of this name"
+        if any(phase_steps and len(phase_steps) < 2 for phase_steps in session.phases.values()):
+            yield "what shows only from the second step on, such as gradients that are not cleared"
+
+
+@contextmanager
+def auditing(
+    model: Models = None,
+    optimizers: Iterable[Optimizer] | Optimizer = (),
+    *,
+    learn: Iterable[str] | str = (),
+    stay: Iterable[str] | str = (),
+    flow: Mapping[str, Iterable[str] | str] | None = None,
+    accept: Iterable[str] = (),
+) -> Iterator[Audit]:
+    """Audit whatever runs inside the block; models and optimizers that are not given are found when they are used.
+
+    The block runs as it is, and moves what it moves; the audit itself leaves nothing behind. Keep it to a few steps.
+
+    Args:
+        model: Gives parameters their names; several by name.
+        optimizers: All that step.
+        learn: Globs of what should learn; what the optimizers hold where nothing is declared.
+        stay: Globs of what must not move.
+        flow: By loss term: globs of what it should train, and nothing else.
+        accept: Codes of findings to accept.
+
+    Example:
+        >>> with auditing(model, optimizer) as audit:  # doctest: +SKIP
+        ...     train_one_step()
+        >>> audit.report().faults  # doctest: +SKIP
+        ()
+    """
+    audit = Audit(Intent.of(learn, stay, flow), accept)
+    _watch(audit, model, optimizers)
+    with audit.running():
+        yield audit
+
+
+def audit(
+    step: Callable[[], object],
+    model: Models = None,
+    optimizers: Iterable[Optimizer] | Optimizer = (),
+    *,
+    learn: Iterable[str] | str = (),
+    stay: Iterable[str] | str = (),
+    flow: Mapping[str, Iterable[str] | str] | None = None,
+    accept: Iterable[str] = (),
+    steps: int = 1,
+) -> AuditReport:
+    """Run a training step, and say whether the gradient is whole; model and optimizers are afterwards as they were.
+
+    Works on real tensors and, inside `fake_tensors()`, on fake ones.
+
+    Args:
+        step: Forward, backward and update. It may return its loss terms by name.
+        model: Gives parameters their names; several by name.
+        optimizers: All that step.
+        learn: Globs of what should learn; what the optimizers hold where nothing is declared.
+        stay: Globs of what must not move.
+        flow: By loss term: globs of what it should train, and nothing else.
+        accept: Codes of findings to accept.
+        steps: How often the step is run; more tell more.
+
+    Raises:
+        StepError: The step raised an error that the audit cannot explain.
+    """
+    if steps < 1:
+        raise StepError(f"{steps} steps cannot be audited", do="audit one step or more")
+    optimizers = (optimizers,) if isinstance(optimizers, Optimizer) else tuple(optimizers)
+    running = Audit(Intent.of(learn, stay, flow), accept)
+    _watch(running, model, optimizers)
+    with ExitStack() as stack:
+        for module in _modules(model).values():
+            stack.enter_context(preserved(module, optimizers))
+        try:
+            with running.running():
+                for _ in range(steps):
+                    step()
+        except Exception as error:
+            report = running.report()
+            if not report.faults:
+                raise StepError(f"the step raised {type(error).__name__}: {error}") from error
+            return report
+    return running.report()
+
+
+def assert_gradients_flow(
+    step: Callable[[], object],
+    model: Models = None,
+    optimizers: Iterable[Optimizer] | Optimizer = (),
+    *,
+    learn: Iterable[str] | str = (),
+    stay: Iterable[str] | str = (),
+    flow: Mapping[str, Iterable[str] | str] | None = None,
+    accept: Iterable[str] = (),
+    steps: int = 1,
+) -> AuditReport:
+    """For tests: audit a step, and fail with the findings' texts where there is a fault. See `audit`.
+
+    Raises:
+        AssertionError: There is a fault that is not accepted.
+        StepError: The step raised an error that the audit cannot explain.
+    """
+    report = audit(step, model, optimizers, learn=learn, stay=stay, flow=flow, accept=accept, steps=steps)
+    if report.faults:
+        raise AssertionError("\n\n".join(str(finding) for finding in report.faults))
+    return report
+
+
+def _watch(audit: Audit, model: Models, optimizers: Iterable[Optimizer] | Optimizer) -> None:
+    for name, module in _modules(model).items():
+        audit.watch(module, name)
+    for optimizer in (optimizers,) if isinstance(optimizers, Optimizer) else optimizers:
+        audit.watch_optimizer(optimizer)
+
+
+def _modules(model: Models) -> dict[str, nn.Module]:
+    if model is None:
+        return {}
+    return {"": model} if isinstance(model, nn.Module) else dict(model)

@@ -1,0 +1,198 @@
+"""FL101-FL109, FL114-FL116: parameters that should learn from a loss and get no gradient, or a zero one."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from frostline.gradflow.blame import Cut, Vanishing, cause_of, find_cut, find_vanishing
+from frostline.gradflow.names import describe
+from frostline.gradflow.rule import Rule, place, place_of, write
+from frostline.gradflow.step import Step
+from frostline.records import Finding, Place
+from frostline.tracing import Backward, Escape, has_values
+from frostline.where import Line
+
+_ORDER = ("FL107", "FL108", "FL101", "FL102", "FL103", "FL109", "FL104", "FL105", "FL106", "FL116", "FL114")
+_MOST = 4
+
+
+class Cuts(Rule):
+    """Compares, for every parameter that should learn, what the loss depends on with what autograd reached."""
+
+    def __init__(self, session: object) -> None:
+        super().__init__(session)  # type: ignore[arg-type]
+        self.arrived = 0
+        self._cut: dict[int, tuple[Cut, Step]] = {}
+        self._broken: dict[int, tuple[Vanishing, Step]] = {}
+        self._silent: dict[int, int] = defaultdict(int)
+        self._zero: dict[int, tuple[Vanishing, Step]] = {}
+        self._nonzero = 0
+        self._num_steps: dict[int, int] = defaultdict(int)
+        self._copies: dict[int, Line] = {}
+        self.explained = 0
+
+    def going_backward(self, backward: Backward, root: Tensor | None) -> None:
+        """Look for copies of parameters the loss does not depend on, while the values are still the same."""
+        missing = ~backward.influence & self._held_bits()
+        for tensor, line in self.session.flow.notes.constants:
+            for number in self.leaves.members(missing):
+                leaf = self.session.leaf(number).tensor
+                if number not in self._copies and tensor.shape == leaf.shape and _is_copy(tensor, leaf):
+                    self._copies[number] = line
+
+    def observe(self, step: Step) -> None:
+        """Sort the parameters that should have learned in a step."""
+        for number in self.leaves.members(self.session.intended(step)):
+            if not step.backwards:
+                continue
+            self._num_steps[number] += 1
+            if step.has_gradient(number):
+                self.arrived |= 1 << number
+                self._look_at_gradient(number, step)
+            elif step.influence >> number & 1:
+                self._look_at_flow(number, step)
+            else:
+                self._silent[number] += 1
+
+    def _look_at_flow(self, number: int, step: Step) -> None:
+        bit = 1 << number
+        roots = [root for backward in step.backwards for root in backward.roots if root.influence & bit]
+        if any(root.reach & bit for root in roots):
+            restricted = all(b.targets is not None and not b.targets & bit for b in step.backwards)
+            backward = next(b for b in step.backwards if b.reach & bit)
+            if not restricted and backward.error is None:
+                found = find_vanishing(backward, [root.event for root in backward.roots], number, "none")
+                self._broken.setdefault(number, (found, step))
+        elif number not in self._cut:
+            self._cut[number] = find_cut(roots, number), step
+
+    def _look_at_gradient(self, number: int, step: Step) -> None:
+        states = [update.gradients.get(number) for update in step.updates]
+        if "zero" not in states:
+            self._nonzero |= 1 << number
+        elif number not in self._zero:
+            backward = next((b for b in reversed(step.backwards) if b.arrived >> number & 1), None)
+            if backward is not None:
+                roots = [root.event for root in backward.roots]
+                self._zero[number] = find_vanishing(backward, roots, number, "zero"), step
+
+    # --- conclusions
+
+    def findings(self) -> Iterator[Finding]:
+        """One finding for each place where the flow to some parameters ends."""
+        groups: dict[tuple[str, tuple[Place, ...]], list[int]] = defaultdict(list)
+        for number, (cut, step) in self._cut.items():
+            if not self.arrived >> number & 1:
+                groups[self._diagnose(cut, step)].append(number)
+        for number, (vanishing, _) in self._broken.items():
+            if not self.arrived >> number & 1:
+                places = tuple(p for e in vanishing.events[:_MOST] if (p := place_of("returned", e)))
+                groups["FL116", places].append(number)
+        for number in self._silent:
+            known = self._silent_places(number)
+            if known is not None:
+                groups[known].append(number)
+        for (code, places), numbers in groups.items():
+            self.explained |= sum(1 << number for number in numbers)
+            yield self._write(code, places, numbers)
+        yield from self._zeros()
+
+    def _diagnose(self, cut: Cut, step: Step) -> tuple[str, tuple[Place, ...]]:
+        """The code of a cut, and its places: what cut, what switched gradients off, what hid it."""
+        causes = {cause_of(event) if event.step == step.index else "FL109" for event in cut.events} or {"FL103"}
+        events = sorted(cut.events, key=lambda event: _ORDER.index(cause_of(event)))[:_MOST]
+        places = [place_of("cut", event) for event in events]
+        entered = [
+            place("switched off", event.context.line, _SWITCHES[event.context.kind])
+            for event in events
+            if event.context is not None and not event.grad_enabled
+        ]
+        again = [] if cut.reattached is None else [place_of("re-attached", cut.reattached)]
+        if cut.reattached is not None:
+            causes.add("FL107")
+        code = min(causes, key=_ORDER.index)
+        return code, tuple(dict.fromkeys(p for p in (*again, *places, *entered) if p is not None))
+
+    def _silent_places(self, number: int) -> tuple[str, tuple[Place, ...]] | None:
+        """Why a parameter that no loss depends on may have been meant to be used: a copy, or values that left torch."""
+        if (self.arrived >> number & 1) or number in self._cut:
+            return None
+        if number in self._copies:
+            copied = place("used", self._copies[number], "a copy of it")
+            return ("FL109", (copied,)) if copied else None
+        escapes = [e for e in self.session.flow.notes.escapes.values() if e.influence >> number & 1]
+        if not escapes:
+            return None
+        escapes.sort(key=_is_logging)
+        places = [place("left torch", escape.line, escape.op) for escape in escapes[:_MOST]]
+        return "FL106", tuple(p for p in places if p is not None)
+
+    def _write(self, code: str, places: tuple[Place, ...], numbers: list[int]) -> Finding:
+        names = self.leaf_names(numbers)
+        steps = max(self._num_steps[number] for number in numbers)
+        what = {
+            "FL106": "learns nothing: its values leave torch before the loss",
+            "FL109": "learns nothing: the loss depends on a copy of it",
+            "FL114": "learns nothing: an operator without derivative stands between it and the loss",
+            "FL116": "learns nothing: a backward returns no gradient for it",
+        }.get(code, "learns nothing: its gradient is cut")
+        cut = "the loss depends on it; " if code not in ("FL106", "FL109") else ""
+        return write(
+            code,
+            f"{describe(names)} {what}",
+            places,
+            evidence=f"{cut}grad None in {_steps(steps)}",
+            parameters=names,
+        )
+
+    def _zeros(self) -> Iterator[Finding]:
+        groups: dict[tuple[str, tuple[Place, ...]], list[int]] = defaultdict(list)
+        for number, (vanishing, _) in self._zero.items():
+            if self._nonzero >> number & 1 or vanishing.kind == "other":
+                continue
+            code = "FL114" if vanishing.kind == "no derivative" else "FL115"
+            places = tuple(p for e in vanishing.events[:_MOST] if (p := place_of("vanishes", e)))
+            groups[code, places].append(number)
+        for (code, places), numbers in groups.items():
+            self.explained |= sum(1 << number for number in numbers)
+            names = self.leaf_names(numbers)
+            why = "an operator without derivative" if code == "FL114" else "paths that cancel"
+            yield write(
+                code,
+                f"{describe(names)} gets a gradient of exactly 0: {why}",
+                places,
+                evidence=f"grad 0 in {_steps(max(self._num_steps[n] for n in numbers))}",
+                parameters=names,
+            )
+
+    def _held_bits(self) -> int:
+        return sum(1 << number for number in self.session.held())
+
+
+_SWITCHES = {
+    "no_grad": "torch.no_grad()",
+    "inference_mode": "torch.inference_mode()",
+    "set_grad_enabled": "torch.set_grad_enabled(False)",
+    "checkpoint": "checkpoint(use_reentrant=True)",
+    "unknown": "gradients were off before",
+}
+
+
+def _is_copy(tensor: Tensor, parameter: Tensor) -> bool:
+    if (tensor.is_leaf and tensor.requires_grad) or not has_values(tensor):
+        return False
+    return bool(
+        torch.equal(tensor.detach().to(parameter.dtype), parameter.detach().to(tensor.dtype).to(parameter.dtype))
+    )
+
+
+def _is_logging(escape: Escape) -> bool:
+    return escape.op in (".item()", "float()")
+
+
+def _steps(num: int) -> str:
+    return f"{num} step" if num == 1 else f"{num} steps"

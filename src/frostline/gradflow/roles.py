@@ -1,0 +1,77 @@
+"""What each module is to the gradient: trainable, upstream, downstream or beside the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from frostline.gradflow.rule import Rule
+from frostline.gradflow.step import Step
+from frostline.records import ModuleRole, Role
+
+
+class Roles(Rule):
+    """Sorts modules by what influences them and whether a loss depends on them."""
+
+    def __init__(self, session: object) -> None:
+        super().__init__(session)  # type: ignore[arg-type]
+        self._influenced: set[int] = set()
+        self._called: set[int] = set()
+        self._random: set[int] = set()
+        self._on_path: set[int] = set()
+
+    def observe(self, step: Step) -> None:
+        """Note which modules ran, what influenced them, and which results a loss used."""
+        ancestors = step.ancestors
+        for key, use in step.modules.items():
+            self._called.add(key)
+            if use.influence:
+                self._influenced.add(key)
+            if use.random:
+                self._random.add(key)
+            if any(id(event) in ancestors for event in use.outputs):
+                self._on_path.add(key)
+
+    def table(self) -> tuple[ModuleRole, ...]:
+        """The outermost modules whose whole inside plays one role."""
+        held = {id(self.leaves.all[number].tensor) for number in self.session.held()}
+        rows: list[ModuleRole] = []
+        for name, root in self.names.roots.items():
+            rows += self._rows(name, root, held)
+        return tuple(rows)
+
+    def _rows(self, name: str, module: nn.Module, held: set[int]) -> Iterator[ModuleRole]:
+        trains = any(p.requires_grad or id(p) in held for p in module.parameters(recurse=True))
+        frozen = any(not p.requires_grad and id(p) not in held for p in module.parameters(recurse=True))
+        children = list(module.named_children())
+        if (trains and frozen and children) or (children and id(module) not in self._called):
+            for child, inner in children:
+                yield from self._rows(f"{name}.{child}" if name else child, inner, held)
+            return
+        if trains or frozen:
+            yield self._row(name or type(module).__name__, module, trains)
+
+    def _row(self, name: str, module: nn.Module, trains: bool) -> ModuleRole:
+        key = id(module)
+        role: Role = "upstream"
+        if key not in self._called:
+            role = "trainable" if trains else "not called"
+        elif trains:
+            role = "trainable"
+        elif key in self._influenced:
+            role = "downstream" if key in self._on_path else "side"
+        moving = any(inner.training and getattr(inner, "track_running_stats", False) for inner in module.modules())
+        why = {
+            "trainable": "it trains",
+            "downstream": "what comes in changes with every update",
+            "side": "what comes in changes with every update",
+            "not called": "it was not called",
+            "upstream": "the same inputs give the same outputs in every step",
+        }[role]
+        if role == "upstream" and key in self._random:
+            why = "it draws random numbers"
+        elif role == "upstream" and moving:
+            why = "it moves running statistics"
+        cacheable = role == "upstream" and key not in self._random and not moving
+        return ModuleRole(module=name, role=role, cacheable=cacheable, why=why)

@@ -1,0 +1,183 @@
+"""FL301-FL306: values, statistics and modes that should stand still and move, or the reverse."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from frostline.gradflow.names import describe
+from frostline.gradflow.parts import Parts
+from frostline.gradflow.rule import Rule, place, write
+from frostline.gradflow.step import Step
+from frostline.records import Finding, Level, Place
+from frostline.tracing import Update, fingerprint
+
+
+class States(Rule):
+    """Compares the values of buffers and frozen parameters before and after every step."""
+
+    def __init__(self, session: object) -> None:
+        super().__init__(session)  # type: ignore[arg-type]
+        self._values: dict[int, tuple[Tensor, int | None]] = {}
+        self._moving: dict[tuple[Place, ...], set[str]] = defaultdict(set)
+        self._dropping: dict[tuple[Level, tuple[Place, ...]], set[str]] = defaultdict(set)
+        self._polluted: dict[tuple[Place, ...], set[str]] = defaultdict(set)
+        self._num_polluted: dict[str, int] = defaultdict(int)
+        self._stale: dict[tuple[Place, ...], set[str]] = defaultdict(set)
+        self._drifting: dict[tuple[str, tuple[Place, ...]], set[int]] = defaultdict(set)
+        self._num_steps = 0
+
+    def began(self) -> None:
+        """Remember the values of what was not known before."""
+        for tensor in self._watched():
+            if id(tensor) not in self._values:
+                self._values[id(tensor)] = tensor, fingerprint(tensor)
+
+    def updated(self, update: Update) -> None:
+        """Look for frozen parameters that an optimizer moved."""
+        decays = any(group.get("weight_decay") for group in update.use.optimizer.param_groups)
+        for number, moved in update.moved.items():
+            tensor = self.leaves.all[number].tensor
+            declared = self.intent.should_stay(self.names.leaf(self.leaves.all[number]))
+            if not moved or (tensor.requires_grad and not (declared and update.gradients[number] == "zero")):
+                continue
+            code = "FL304" if tensor.requires_grad and decays else "FL303"
+            frozen = self.session.flow.notes.frozen_at.get(id(tensor), (None, False))[0]
+            places = (
+                place("frozen", frozen, "its .grad stays"),
+                place("step", update.line, type(update.use.optimizer).__name__),
+                place("optimizer", update.use.made_at, "holds it"),
+            )
+            self._drifting[code, tuple(p for p in places if p is not None)].add(number)
+
+    def observe(self, step: Step) -> None:
+        """Compare every value with what it was."""
+        changed = self._changed()
+        held = {id(self.leaves.all[number].tensor) for number in self.session.held()}
+        by_hand = {key for key in changed if isinstance(self._values[key][0], nn.Parameter) and key not in held}
+        parts = Parts(self, by_hand)
+        norms = [(name, m) for name, m in self.names.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        for name, norm in norms:
+            if _statistics(norm) & changed and parts.is_frozen(norm):
+                self._moving[self._mode_places(norm, step)].add(name)
+        self._look_at_dropout(step, parts)
+        if step.backwards:
+            self._num_steps += 1
+            self._look_for_pollution(step, norms, changed, parts)
+        self._look_at_averages(norms, changed, by_hand)
+
+    def _look_at_dropout(self, step: Step, parts: Parts) -> None:
+        for draw in step.draws:
+            module = draw.module
+            if module is None or draw.recomputing or ("dropout" not in draw.op and "attention" not in draw.op):
+                continue
+            if not parts.is_frozen(module):
+                continue
+            apart = not draw.influence and (parts.was_declared(module) or not draw.grad_enabled)
+            level: Level = "fault" if not draw.training or apart else "note"
+            places = [place("drops", draw.line, draw.op.rpartition(".")[2])]
+            if draw.training:
+                places.insert(0, place("training mode", self.session.procedure.mode_line(module), ".train()"))
+            self._dropping[level, tuple(p for p in places if p is not None)].add(parts.name(module))
+
+    def _look_for_pollution(
+        self, step: Step, norms: list[tuple[str, _BatchNorm]], changed: set[int], parts: Parts
+    ) -> None:
+        ancestors = step.ancestors
+        for name, norm in norms:
+            use = step.modules.get(id(norm))
+            if use is None or not _statistics(norm) & changed or parts.is_frozen(norm):
+                continue
+            lost = [c for c in use.calls if c.outputs and not c.recomputing and not ancestors & set(map(id, c.outputs))]
+            for call in lost[:1]:
+                line = place("forward", call.line, "feeds no loss, in training mode")
+                self._polluted[(line,) if line else ()].add(name)
+            self._num_polluted[name] += bool(lost)
+
+    def _look_at_averages(self, norms: list[tuple[str, _BatchNorm]], changed: set[int], by_hand: set[int]) -> None:
+        live = [norm for _, norm in norms if _statistics(norm) & changed]
+        for name, norm in norms:
+            if norm.weight is None or id(norm.weight) not in by_hand or _statistics(norm) & changed:
+                continue
+            if any(other.num_features == norm.num_features for other in live):
+                line = place("averaged", self.session.flow.notes.writes.get(id(norm.weight)), "parameters only")
+                self._stale[(line,) if line else ()].add(name)
+
+    # --- conclusions
+
+    def findings(self) -> Iterator[Finding]:
+        """What moved though it should not have, and what stood still though it should have moved."""
+        for places, names in self._moving.items():
+            what = f"running statistics of {_parts(names)} move, though the part is frozen"
+            yield write(
+                "FL301",
+                what,
+                places,
+                evidence=f"in {self._num_steps} steps, in training mode",
+                parameters=sorted(names),
+            )
+        for (level, places), names in self._dropping.items():
+            what = f"dropout is active in {_parts(names)}, which is frozen"
+            yield write("FL302", what, places, parameters=sorted(names), level=level)
+        for (code, places), numbers in self._drifting.items():
+            names_of = self.leaf_names(numbers)
+            why = "by weight decay" if code == "FL304" else "by its optimizer"
+            yield write(code, f"{describe(names_of)} should stay, and is moved {why}", places, parameters=names_of)
+        for places, names in self._polluted.items():
+            often = max(self._num_polluted[name] for name in names)
+            level = "fault" if often * 2 > self._num_steps else "note"
+            what = f"running statistics of {_parts(names)} follow a forward that feeds no loss"
+            yield write(
+                "FL305",
+                what,
+                places,
+                evidence=f"in {often} of {self._num_steps} steps",
+                parameters=sorted(names),
+                level=level,
+            )
+        for places, names in self._stale.items():
+            what = f"{_parts(names)} has averaged weights and old running statistics"
+            yield write(
+                "FL306",
+                what,
+                places,
+                evidence="weights moved outside optimizers, buffers did not",
+                parameters=sorted(names),
+            )
+
+    def _watched(self) -> Iterator[Tensor]:
+        held = {id(self.leaves.all[number].tensor) for number in self.session.held()}
+        for _, parameter in self.names.parameters():
+            if id(parameter) not in held:
+                yield parameter
+        for _, buffer in self.names.buffers():
+            yield buffer
+
+    def _changed(self) -> set[int]:
+        changed = set()
+        for key, (tensor, before) in list(self._values.items()):
+            now = fingerprint(tensor)
+            if now != before:
+                changed.add(key)
+                self._values[key] = tensor, now
+        return changed
+
+    def _mode_places(self, norm: nn.Module, step: Step) -> tuple[Place, ...]:
+        use = step.modules.get(id(norm))
+        forward = next((call.line for call in use.calls if call.line is not None), None) if use else None
+        lines = (
+            place("training mode", self.session.procedure.mode_line(norm), ".train()"),
+            place("forward", forward, type(norm).__name__),
+        )
+        return tuple(line for line in lines if line is not None)
+
+
+def _statistics(norm: _BatchNorm) -> set[int]:
+    return {id(buffer) for buffer in (norm.running_mean, norm.running_var) if buffer is not None}
+
+
+def _parts(names: set[str]) -> str:
+    return describe(names).replace("parameters", "modules")

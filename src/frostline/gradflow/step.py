@@ -1,0 +1,108 @@
+"""One audited step: the backward passes and the updates that follow them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from frostline.tracing import Backward, Change, Draw, Escape, ModuleUse, Update
+from frostline.where import Line
+
+
+@dataclass(slots=True, eq=False)
+class Clearing:
+    """Gradients were cleared.
+
+    Attributes:
+        numbers: The leaves whose gradients they were.
+        line: The user's line.
+        to_none: Whether they were released.
+        discarded: The leaves with a gradient that no optimizer had read.
+        num_backwards: Backward passes of the step before it.
+    """
+
+    numbers: int
+    line: Line | None
+    to_none: bool
+    discarded: int
+    num_backwards: int
+
+
+@dataclass(slots=True, eq=False)
+class Clipping:
+    """Gradients were clipped.
+
+    Attributes:
+        line: The user's line.
+        scaled: Whether they still carried a scaler's factor.
+        numbers: The leaves they belong to.
+    """
+
+    line: Line | None
+    scaled: bool
+    numbers: int
+
+
+@dataclass(slots=True, eq=False)
+class Step:
+    """What happened from one update to the next.
+
+    Attributes:
+        index: Its number.
+        backwards: Backward passes, in order.
+        updates: Optimizer steps, in order.
+        clearings: Calls of `zero_grad`.
+        clippings: Gradients clipped.
+        scaler_updates: Gradient scalers that chose their next scale, and the lines.
+        modules: How each module was used, by id.
+        draws: Random numbers drawn in modules.
+        escapes: Values that left torch so far.
+        changes: Tensors written in place.
+        finished: Whether an update followed the backwards, or the program ended.
+        error: What the program raised in it.
+    """
+
+    index: int
+    backwards: list[Backward] = field(default_factory=list)
+    updates: list[Update] = field(default_factory=list)
+    clearings: list[Clearing] = field(default_factory=list)
+    clippings: list[Clipping] = field(default_factory=list)
+    scaler_updates: list[tuple[int, Line | None]] = field(default_factory=list)
+    modules: dict[int, ModuleUse] = field(default_factory=dict)
+    draws: list[Draw] = field(default_factory=list)
+    escapes: list[Escape] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
+    error: BaseException | None = None
+
+    @property
+    def influence(self) -> int:
+        """Leaves that some loss of the step depends on."""
+        union = 0
+        for backward in self.backwards:
+            union |= backward.influence
+        return union
+
+    @property
+    def arrived(self) -> int:
+        """Leaves a gradient arrived at."""
+        union = 0
+        for backward in self.backwards:
+            union |= backward.arrived
+        return union
+
+    def has_gradient(self, number: int) -> bool:
+        """Whether a gradient arrived at a leaf, or an optimizer found one there."""
+        if self.arrived >> number & 1:
+            return True
+        return any(update.gradients.get(number, "none") != "none" for update in self.updates)
+
+    @property
+    def ancestors(self) -> set[int]:
+        """Ids of the events that some loss of the step depends on, through cuts too."""
+        seen: set[int] = set()
+        stack = [root.event for backward in self.backwards for root in backward.roots if root.event is not None]
+        while stack:
+            event = stack.pop()
+            if id(event) not in seen:
+                seen.add(id(event))
+                stack += [source.event for source in event.sources if source.event is not None]
+        return seen

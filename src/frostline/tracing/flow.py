@@ -1,0 +1,374 @@
+"""Watch, above autograd, what a step's values depend on and what autograd can get to from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, Protocol
+from weakref import ref
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+
+from frostline.tracing.backward import BackwardWatch
+from frostline.tracing.event import Backward, Event, EventKind, Source
+from frostline.tracing.grad_switch import GradSwitches, reentrant_context
+from frostline.tracing.leaves import Leaf, Leaves, is_recomputing
+from frostline.tracing.marks import Marks
+from frostline.tracing.module_use import ModuleUses
+from frostline.tracing.notes import Notes
+from frostline.tracing.operators import (
+    CLIPS,
+    ESCAPES,
+    GRAD_GET,
+    GRAD_SET,
+    READ_ONLY,
+    REQUIRES_GRAD,
+    SHAPE_ONLY,
+    draws_random_numbers,
+    event_kind,
+    factor_of,
+    is_in_place,
+    is_over_one_element,
+    is_sum,
+    name_of,
+)
+from frostline.tracing.patches import wrapped
+from frostline.tracing.stack import checkpoint_line, is_called_by_torch, locate
+from frostline.tracing.values import tensors_in
+from frostline.where import Line
+
+
+class Listener(Protocol):
+    """Who is told, while a step runs, where it is."""
+
+    def began_forward(self, module: nn.Module) -> None:
+        """A module is called, with no other module running."""
+        ...
+
+    def began_backward(self, backward: Backward, root: Tensor | None) -> None:
+        """Autograd is about to go backward."""
+        ...
+
+    def ended_backward(self, backward: Backward) -> None:
+        """It has, or it has raised."""
+        ...
+
+    def clipped(self, gradients: list[Tensor], line: Line | None) -> None:
+        """Tensors, which may be gradients, were clamped in place."""
+        ...
+
+
+class FlowTrace(TorchFunctionMode):
+    """Write an event for every operator that something trainable influences.
+
+    Influence is followed on storages, so it survives views, `.data` and `detach`; reach is asked of autograd's graph.
+    A cut is where they part. Compiled regions run eagerly meanwhile, and backward runs on the calling thread.
+
+    Args:
+        listener: Told of forwards and backwards.
+        leaves: Where trainable tensors are numbered; others are added when they are met.
+
+    Attributes:
+        step: The number of the step that runs; the listener counts.
+        scaled: Whether a gradient scaler has multiplied a loss since its last update.
+        paused: Whether operators pass unseen, as while an optimizer steps.
+        notes: What was seen besides.
+        modules: Every module that was called in this step.
+        switches: Who switched gradients off.
+        backwards: Stands in front of autograd's engine.
+    """
+
+    def __init__(self, listener: Listener, leaves: Leaves) -> None:
+        super().__init__()
+        self.listener, self.leaves = listener, leaves
+        self.step, self.num_events, self.paused, self.scaled = 0, 0, False, False
+        self.notes, self.modules, self.switches = Notes(), ModuleUses(), GradSwitches()
+        self.backwards = BackwardWatch(self)
+        self._marks = Marks()
+        self._cleanup = ExitStack()
+
+    def __enter__(self) -> FlowTrace:
+        """Start to listen."""
+        with ExitStack() as stack:
+            stack.callback(self._forget)
+            stack.enter_context(self.switches.installed())
+            stack.enter_context(wrapped(torch.autograd, "_engine_run_backward", self.backwards.wrap_engine))
+            # Global hooks: a hook on a TransformerEncoder itself would switch its fused path off.
+            for handle in (
+                register_module_forward_pre_hook(self._enter_module),
+                register_module_forward_hook(self._leave_module, always_call=True),
+            ):
+                stack.callback(handle.remove)
+            # Autograd's device threads would recompute checkpoints out of this mode's sight.
+            stack.enter_context(torch.autograd.set_multithreading_enabled(False))
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            super().__enter__()  # type: ignore[no-untyped-call]
+            self._cleanup = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Stop listening, and leave no mark on any tensor or graph."""
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._cleanup.close()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run one operator, and write down what it did to influence and reach."""
+        kwargs = kwargs or {}
+        if func in READ_ONLY:
+            return func(*args, **kwargs)
+        if func is torch._C._set_grad_enabled:
+            self.switches.switched(bool(args[0]))
+            return func(*args, **kwargs)
+        if self.paused:
+            return func(*args, **kwargs)
+        if draws_random_numbers(func, args, kwargs):
+            self._draw(func, args)
+        if is_recomputing():
+            return func(*args, **kwargs)
+        return self._run(func, args, kwargs)
+
+    def source(self, tensor: Tensor) -> Source:
+        """What is known of a tensor now."""
+        number = self.leaves.number(tensor)
+        event = self._marks.event_of(tensor)
+        if number < 0 and tensor.requires_grad and tensor.is_leaf and (event is None or isinstance(tensor, nn.Parameter)):
+            number = self.leaves.add(tensor, Leaf(tensor, line=locate().line))
+        if number >= 0:
+            self.leaves.all[number].use_in(self.step)
+            bit = 1 << number
+            return Source(None, bit if tensor.requires_grad else 0, bit, number)
+        reach = self.leaves.reach(tensor)
+        if event is None:
+            return Source(None, reach, reach, -1)
+        if reach & ~event.reach and self._marks.own_event_of(tensor) is event:
+            event.reach |= reach  # an autograd.Function's result gets its graph after its forward has run
+            self.backwards.watch(event, tensor)
+        return Source(event, reach, event.influence | reach, -1)
+
+    def end_step(self) -> None:
+        """Let go of what only the finished step needed."""
+        self.backwards.prune()
+        self._marks.prune()
+        self.notes.end_step()
+        self.modules.end_step()
+        self.step += 1
+
+    def _forget(self) -> None:
+        self.backwards.forget()
+        self._marks.forget(self.leaves)
+        self.notes.forget()
+
+    # --- operators
+
+    def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        tensors = list(tensors_in(args))
+        if kwargs:
+            tensors += tensors_in(kwargs)
+        if not tensors or func in SHAPE_ONLY:
+            out = func(*args, **kwargs)
+            if kwargs.get("requires_grad"):
+                self._made_leaf(out)
+            return out
+        if func == GRAD_GET or func == GRAD_SET:
+            if not is_called_by_torch(2):
+                self.notes.num_reads[self.leaves.number(args[0])] += 1
+            return func(*args, **kwargs)
+        if func in REQUIRES_GRAD:
+            return self._require_grad(func, args, kwargs)
+        sources = self._sources(tensors)
+        in_place = is_in_place(func)
+        if not sources and not in_place:
+            return self._run_uninfluenced(func, args, kwargs)
+        return self._run_influenced(func, args, kwargs, tensors, sources, in_place)
+
+    def _sources(self, tensors: list[Tensor]) -> tuple[Source, ...]:
+        sources = [source for tensor in tensors if (source := self.source(tensor)).influence]
+        if self.notes.may_be_copies(tensors, self.leaves):
+            for tensor in tensors:
+                if not self.source(tensor).influence:
+                    self.notes.keep_copy(tensor)
+        return tuple(sources)
+
+    def _run_uninfluenced(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        out = func(*args, **kwargs)
+        if event_kind(func) == "data":
+            self.notes.aliased(args[0], out)
+        elif kwargs.get("non_blocking"):
+            self.notes.copied(out, args[0])
+        return out
+
+    def _run_influenced(
+        self,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        tensors: list[Tensor],
+        sources: tuple[Source, ...],
+        in_place: bool,
+    ) -> Any:
+        versions = [None if tensor.is_inference() else tensor._version for tensor in tensors]
+        if in_place and func in CLIPS:
+            self.listener.clipped(tensors[:1], locate().line)
+        out = func(*args, **kwargs)
+        influence = 0
+        for source in sources:
+            influence |= source.influence
+        if func in ESCAPES:
+            self.notes.escape(ESCAPES[func], influence, self.step)
+            return out
+        mutated = [t for t, old in zip(tensors, versions, strict=True) if old is not None and t._version != old]
+        if in_place and not mutated:
+            mutated = tensors[:1]
+        for tensor in mutated:
+            self.notes.wrote(tensor, self._marks.own_event_of(tensor))
+        if influence:
+            ids = {id(tensor) for tensor in tensors}
+            outputs = [tensor for tensor in tensors_in((out,)) if id(tensor) not in ids]
+            mutated = [tensor for tensor in mutated if self.leaves.number(tensor) < 0]
+            if outputs or mutated:
+                self._write(func, args, kwargs, sources, influence, outputs, mutated)
+        return out
+
+    def _write(
+        self,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        sources: tuple[Source, ...],
+        influence: int,
+        outputs: list[Tensor],
+        mutated: list[Tensor],
+    ) -> None:
+        first = (outputs + mutated)[0]
+        event = self._new_event(name_of(func), sources, influence, outputs + mutated, kind=event_kind(func))
+        event.floating = first.is_floating_point() or first.is_complex()
+        event.scalar = first.numel() == 1
+        event.factor = factor_of(func, args)
+        event.sums = is_sum(func, kwargs)
+        event.single = is_over_one_element(func, args, kwargs)
+        if first.requires_grad:
+            self.notes.saved(func, args, kwargs, self.step)
+        for tensor in outputs:
+            self._marks.mark(tensor, event, overwrite=False)
+            self.backwards.watch(event, tensor)
+        for tensor in mutated:
+            self._marks.mark(tensor, event, overwrite=True)
+            self.backwards.watch(event, tensor)
+        if kwargs.get("requires_grad"):
+            self._made_leaf(first)
+
+    def _new_event(
+        self, op: str, sources: tuple[Source, ...], influence: int, results: list[Tensor], *, kind: EventKind
+    ) -> Event:
+        reach = 0
+        for tensor in results:
+            reach |= self.leaves.reach(tensor)
+        enabled = torch.is_grad_enabled()
+        context = None if enabled else self.switches.context or reentrant_context()
+        located = locate(None if context is None else context.code)
+        event = Event(
+            index=self.num_events,
+            step=self.step,
+            op=op,
+            line=located.line,
+            near=located.near,
+            module=self.modules.current,
+            sources=sources,
+            influence=influence,
+            reach=reach,
+            kind=kind,
+            grad_enabled=enabled,
+            context=context,
+            live=located.is_running,
+            result=ref(results[0]),
+        )
+        self.num_events += 1
+        self.notes.carried(event)
+        return event
+
+    def _draw(self, func: Any, args: tuple[Any, ...]) -> None:
+        inputs = list(tensors_in(args[:1]))
+        influence = 0
+        if not is_recomputing():
+            for tensor in inputs:
+                influence |= self.source(tensor).influence
+        self.notes.drew(name_of(func), inputs, self.modules.current, influence)
+        self.modules.drew()
+
+    # --- leaves
+
+    def _require_grad(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        tensor = args[0]
+        before = tensor.requires_grad
+        out = func(*args, **kwargs)
+        after = tensor.requires_grad
+        if before != after or id(tensor) not in self.notes.frozen_at:
+            self.notes.frozen_at[id(tensor)] = locate().line, after
+        if after and tensor.is_leaf and self.leaves.number(tensor) < 0:
+            event = self._marks.event_of(tensor)
+            if event is not None and event.influence:  # something trainable made it: this hides a cut
+                source = Source(event, 0, event.influence, -1)
+                again = self._new_event("requires_grad_(True)", (source,), event.influence, [tensor], kind="reattach")
+                self._marks.mark(tensor, again, overwrite=True)
+            elif not before:
+                self._made_leaf(tensor)
+        return out
+
+    def _made_leaf(self, out: Any) -> None:
+        """The program asked for the gradient of a tensor that is no parameter."""
+        if isinstance(out, Tensor) and out.requires_grad and out.is_leaf and not isinstance(out, nn.Parameter):
+            if self._marks.own_event_of(out) is None:
+                number = self.leaves.add(out, Leaf(out, line=locate().line))
+                self.leaves.all[number].made_in = self.step
+
+    # --- modules
+
+    def _enter_module(self, module: nn.Module, inputs: Any) -> None:
+        if self.paused:
+            return
+        recomputing, influence = is_recomputing(), 0
+        if not recomputing:
+            if self.modules.current is None:
+                self.listener.began_forward(module)
+            for tensor in tensors_in(inputs):
+                influence |= self.source(tensor).influence
+        moves = module.training and isinstance(module, _BatchNorm)
+        checkpoint, line = checkpoint_line() if moves else (None, None)
+        self.modules.enter(module, influence, recomputing=recomputing, line=line, checkpoint=checkpoint)
+
+    def _leave_module(self, module: nn.Module, _: Any, out: Any) -> None:
+        if not self.paused:
+            found = [] if is_recomputing() else [self._marks.event_of(tensor) for tensor in tensors_in((out,))]
+            self.modules.leave(module, [event for event in found if event is not None])
+
+    # --- backward
+
+    def began_backward(self, backward: Backward, root: Tensor | None) -> None:
+        """Autograd is about to go backward."""
+        self.listener.began_backward(backward, root)
+
+    def ended_backward(self, backward: Backward, results: list[Tensor]) -> None:
+        """It has; gradients it returned depend on what the loss depends on."""
+        if results and backward.influence:
+            sources = tuple(Source(root.event, root.reach, root.influence, -1) for root in backward.roots)
+            event = self._new_event("autograd.grad", sources, backward.influence, results, kind="gradient")
+            for tensor in results:
+                self._marks.mark(tensor, event, overwrite=False)
+                self.backwards.watch(event, tensor)
+        self.listener.ended_backward(backward)
+
+    def run_visibly(self, run: Callable[[], Any]) -> Any:
+        """Run with this mode in force; torch sets it aside when a tensor's method called."""
+        if any(mode is self for mode in _get_current_function_mode_stack()):
+            return run()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        try:
+            return run()
+        finally:
+            super().__exit__(None, None, None)  # type: ignore[no-untyped-call]

@@ -1,0 +1,60 @@
+"""Small exact digests of tensors' values: did it change, is it zero, is it finite?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def tensors_in(tree: Any) -> Iterator[Tensor]:
+    """The tensors in a sequence or dictionary, however deep."""
+    for item in tree.values() if isinstance(tree, dict) else tree:
+        if isinstance(item, Tensor):
+            yield item
+        elif isinstance(item, (tuple, list, dict)):
+            yield from tensors_in(item)
+
+
+def fingerprint(tensor: Tensor) -> int | None:
+    """A number that changes whenever one element does: the sum of the elements' bit patterns; None on fake tensors."""
+    if not has_values(tensor):
+        return None
+    with torch.no_grad():
+        plain = tensor.detach()
+        if plain.layout is not torch.strided:
+            plain = plain.coalesce().values() if plain.is_sparse else plain.to_dense()
+        if plain.is_complex():
+            plain = torch.view_as_real(plain)
+        integers = plain.contiguous().view(_INTEGERS[plain.element_size()])
+        return int(integers.sum(dtype=torch.int64))
+
+
+def gradient_state(tensor: Tensor) -> Literal["none", "zero", "finite", "nonfinite", "unread"]:
+    """What a tensor's `.grad` is."""
+    gradient = tensor.grad
+    if gradient is None:
+        return "none"
+    if not has_values(gradient):
+        return "unread"
+    magnitude = magnitude_of(gradient)
+    if magnitude == 0:
+        return "zero"
+    return "finite" if magnitude < float("inf") else "nonfinite"
+
+
+def magnitude_of(tensor: Tensor) -> float:
+    """The largest magnitude of a tensor's elements; nan where one is nan, 0 where there is none."""
+    plain = tensor.detach()
+    if plain.is_sparse:
+        plain = plain.coalesce().values()
+    return float(torch.linalg.vector_norm(plain, float("inf"))) if plain.numel() else 0.0
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether a tensor's elements can be read."""
+    return not tensor.is_meta and torch._guards.detect_fake_mode(tensor) is None
