@@ -75,7 +75,7 @@ class Audit:
     def watch_tensor(self, tensor: Tensor, name: str) -> None:
         """Name a tensor that is in no module, a trainable vector for example."""
         self._session.names.add_tensor(tensor, name)
-        if tensor.requires_grad:
+        if tensor.requires_grad and tensor.is_leaf:
             self._session.leaves.add(tensor)
 
     def terms(self, **terms: Tensor) -> None:

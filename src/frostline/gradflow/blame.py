@@ -10,6 +10,8 @@ from torch import Tensor
 
 from frostline.tracing import Backward, Event, Root, has_no_derivative
 
+VanishingKind = Literal["no derivative", "cancelled", "one element", "constant zero", "other"]
+_PRODUCTS = ("mul", "mul_", "__rmul__", "__mul__", "matmul", "mm", "bmm", "einsum")
 Trouble = Literal["zero", "nonfinite", "none"]
 
 
@@ -83,11 +85,12 @@ class Vanishing:
     Attributes:
         events: The operators in whose backward it happens, the ones nearest to the loss first.
         kind: ``no derivative``: the operator is flat; ``cancelled``: gradients of several uses add up to zero;
-            ``one element``: a softmax over a single element; ``other``: it depends on the values.
+            ``one element``: a softmax over a single element; ``constant zero``: a product with a zero that nothing
+            moves; ``other``: it depends on the values.
     """
 
     events: tuple[Event, ...]
-    kind: Literal["no derivative", "cancelled", "one element", "other"]
+    kind: VanishingKind
 
 
 def find_vanishing(backward: Backward, roots: Iterable[Event | None], number: int, trouble: Trouble) -> Vanishing:
@@ -123,20 +126,20 @@ def find_vanishing(backward: Backward, roots: Iterable[Event | None], number: in
     return Vanishing(tuple(suspects), _kind(suspects, users, bit))
 
 
-def _kind(
-    suspects: list[Event], users: dict[int, int], bit: int
-) -> Literal["no derivative", "cancelled", "one element", "other"]:
+def _kind(suspects: list[Event], users: dict[int, int], bit: int) -> VanishingKind:
     for event in suspects:
         if has_no_derivative(event.op):
             return "no derivative"
     for event in suspects:
-        name = event.op.rpartition(".")[2]
-        if "softmax" in name and event.single:
+        if event.single:
             return "one element"
     for event in suspects:
         for source in event.sources:
             if source.event is not None and source.reach & bit and users.get(id(source.event), 0) > 1:
                 return "cancelled"
+    products = [event for event in suspects if event.op.rpartition(".")[2] in _PRODUCTS]
+    if products and len(products) == len(suspects) and all(len(event.sources) == 1 for event in products):
+        return "constant zero"
     return "other"
 
 

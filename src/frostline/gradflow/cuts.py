@@ -13,7 +13,7 @@ from frostline.gradflow.names import describe
 from frostline.gradflow.rule import Rule, place, place_of, write
 from frostline.gradflow.step import Step
 from frostline.records import Finding, Place
-from frostline.tracing import Backward, Escape, has_values
+from frostline.tracing import Backward, Escape, Event, has_values
 from frostline.where import Line
 
 _ORDER = ("FL107", "FL108", "FL101", "FL102", "FL103", "FL109", "FL104", "FL105", "FL106", "FL116", "FL114")
@@ -32,6 +32,8 @@ class Cuts(Rule):
         self._zero: dict[int, tuple[Vanishing, Step]] = {}
         self._nonzero = 0
         self._num_steps: dict[int, int] = defaultdict(int)
+        self._moved_in: dict[int, int] = {}
+        self._stale: dict[int, tuple[Place, ...]] = {}
         self._copies: dict[int, Line] = {}
         self.explained = 0
 
@@ -57,6 +59,31 @@ class Cuts(Rule):
                 self._look_at_flow(number, step)
             else:
                 self._silent[number] += 1
+        self._look_for_old_graphs(step)
+
+    def _look_for_old_graphs(self, step: Step) -> None:
+        """Find losses that go back, through a graph of an earlier step, to what a parameter was before its update."""
+        stepped = {number for update in step.updates for number in update.gradients}
+        for event in step.connected:
+            if event.step == step.index:
+                continue
+            moved = [
+                number
+                for number in self.leaves.members(event.reach)
+                if number in stepped and self._moved_in.get(number, -1) >= event.step
+            ]
+            if moved:
+                places = [place_of("made", event), *(place_of("used", user) for user in _users(step, event))]
+                for number in moved:
+                    self._stale.setdefault(number, tuple(p for p in places if p is not None))
+        for update in step.updates:
+            for number, moved_now in update.moved.items():
+                if moved_now:
+                    self._moved_in[number] = step.index
+
+    def _is_old(self, event: Event, step: Step) -> bool:
+        """Whether an event is older than one round of all phases: a GAN's fakes serve two."""
+        return step.index - event.step >= max(1, len(self.session.phases))
 
     def _look_at_flow(self, number: int, step: Step) -> None:
         bit = 1 << number
@@ -67,13 +94,16 @@ class Cuts(Rule):
             if not restricted and backward.error is None:
                 found = find_vanishing(backward, [root.event for root in backward.roots], number, "none")
                 self._broken.setdefault(number, (found, step))
-        elif number not in self._cut:
-            self._cut[number] = find_cut(roots, number), step
+        else:
+            cut = find_cut(roots, number)
+            old = any(self._is_old(event, step) for event in cut.events)
+            if number not in self._cut or old:
+                self._cut[number] = cut, step
 
     def _look_at_gradient(self, number: int, step: Step) -> None:
         states = [update.gradients.get(number) for update in step.updates]
         if "zero" not in states:
-            self._nonzero |= 1 << number
+            self._nonzero |= bool(set(states) - {None, "none"}) << number
         elif number not in self._zero:
             backward = next((b for b in reversed(step.backwards) if b.arrived >> number & 1), None)
             if backward is not None:
@@ -100,10 +130,17 @@ class Cuts(Rule):
             self.explained |= sum(1 << number for number in numbers)
             yield self._write(code, places, numbers)
         yield from self._zeros()
+        stale: dict[tuple[Place, ...], list[int]] = defaultdict(list)
+        for number, places in self._stale.items():
+            stale[places].append(number)
+        for places, numbers in stale.items():
+            names = self.leaf_names(numbers)
+            what = f"{describe(names)} is used as it was before its update: the loss depends on a copy of it"
+            yield write("FL109", what, places, evidence="the copy was made in an earlier step", parameters=names)
 
     def _diagnose(self, cut: Cut, step: Step) -> tuple[str, tuple[Place, ...]]:
         """The code of a cut, and its places: what cut, what switched gradients off, what hid it."""
-        causes = {cause_of(event) if event.step == step.index else "FL109" for event in cut.events} or {"FL103"}
+        causes = {"FL109" if self._is_old(event, step) else cause_of(event) for event in cut.events} or {"FL103"}
         events = sorted(cut.events, key=lambda event: _ORDER.index(cause_of(event)))[:_MOST]
         places = [place_of("cut", event) for event in events]
         entered = [
@@ -152,25 +189,36 @@ class Cuts(Rule):
     def _zeros(self) -> Iterator[Finding]:
         groups: dict[tuple[str, tuple[Place, ...]], list[int]] = defaultdict(list)
         for number, (vanishing, _) in self._zero.items():
-            if self._nonzero >> number & 1 or vanishing.kind == "other":
+            code = {"no derivative": "FL114", "constant zero": "FL211", "other": ""}.get(vanishing.kind, "FL115")
+            if self._nonzero >> number & 1 or not code or (code == "FL211" and number not in self._moved_in):
                 continue
-            code = "FL114" if vanishing.kind == "no derivative" else "FL115"
             places = tuple(p for e in vanishing.events[:_MOST] if (p := place_of("vanishes", e)))
             groups[code, places].append(number)
         for (code, places), numbers in groups.items():
             self.explained |= sum(1 << number for number in numbers)
             names = self.leaf_names(numbers)
-            why = "an operator without derivative" if code == "FL114" else "paths that cancel"
+            why = {
+                "FL114": "gets a gradient of exactly 0: an operator without derivative",
+                "FL115": "gets a gradient of exactly 0: its paths cancel",
+                "FL211": "gets a gradient of exactly 0, and moves all the same",
+            }[code]
+            steps = (place("step", use.steps_at) for use in self.session.procedure.optimizers.values())
             yield write(
                 code,
-                f"{describe(names)} gets a gradient of exactly 0: {why}",
-                places,
+                f"{describe(names)} {why}",
+                [*places, *(steps if code == "FL211" else ())],
                 evidence=f"grad 0 in {_steps(max(self._num_steps[n] for n in numbers))}",
                 parameters=names,
             )
 
     def _held_bits(self) -> int:
         return sum(1 << number for number in self.session.held())
+
+
+def _users(step: Step, event: Event) -> list[Event]:
+    """The events of a step that read an older one."""
+    users = (user for user in step.ancestors if user.step == step.index)
+    return [user for user in users if any(source.event is event for source in user.sources)][:1]
 
 
 _SWITCHES = {

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from frostline.gradflow.rule import Rule, place, write
 from frostline.gradflow.step import Step
 from frostline.records import Finding, Place
-from frostline.tracing import Backward, Change, Draw, Event
+from frostline.tracing import Backward, Change, Draw, Event, Update
 from frostline.where import Line
 
 
@@ -25,6 +25,7 @@ class Equivalence(Rule):
         self._other_numbers: set[tuple[Place, ...]] = set()
         self._twice: dict[tuple[Place, ...], set[str]] = defaultdict(set)
         self._overwritten: set[tuple[Place, ...]] = set()
+        self._last_updates: list[Update] = []
         self._sums: dict[tuple[Line | None, Line | None], int] = {}
 
     def going_backward(self, backward: Backward, root: Tensor | None) -> None:
@@ -38,6 +39,7 @@ class Equivalence(Rule):
     def observe(self, step: Step) -> None:
         """Compare what was recomputed with what was computed."""
         self._look_at_draws(step)
+        self._last_updates += step.updates
         for use in step.modules.values():
             if isinstance(use.module, _BatchNorm) and use.module.track_running_stats and use.module.momentum != 0:
                 again = any(call.recomputing for call in use.calls)
@@ -51,9 +53,11 @@ class Equivalence(Rule):
         states: dict[tuple[Any, ...], list[Draw]] = defaultdict(list)
         for draw in step.draws:
             if not draw.recomputing:
-                states[_key(draw)].append(draw)
+                states[draw.op, draw.line].append(draw)
+                states[draw.op, id(draw.module)].append(draw)
         for draw in step.draws:
-            first = states.get(_key(draw))
+            key = draw.line if draw.module is None else id(draw.module)  # a checkpointed function may be no module
+            first = [other for other in states.get((draw.op, key), ()) if other.checkpoint is not None]
             if draw.recomputing and draw.state is not None and first:
                 if all(draw.state != other.state for other in first):
                     places = (
@@ -104,18 +108,24 @@ class Equivalence(Rule):
         if error is None or "modified by an inplace operation" not in str(error):
             return
         shape = str(error).partition("[torch.")[2].partition(" [")[2].partition("]")[0]
+        stepped = [
+            update
+            for update in self._last_updates
+            if any(str(list(self.leaves.all[n].tensor.shape))[1:-1] == shape for n in update.gradients)
+        ]
+        backward = self.session.last_backward
         steps = [change for change in self.session.last_changes if str(list(change.tensor.shape))[1:-1] == shape]
         line = steps[-1].line if steps else None
         yield write(
             "FL310",
             f"a tensor of shape [{shape}] that backward needs was written in place",
-            [place("written", line, "in place")],
+            [
+                place("written", line, "in place"),
+                *(place("step", update.line, "moves parameters in place") for update in stepped[-1:] if not steps),
+                place("backward", backward.line if backward else None, "needs the values before"),
+            ],
             evidence=str(error).partition(". Hint")[0].splitlines()[0],
         )
-
-
-def _key(draw: Draw) -> tuple[Any, ...]:
-    return draw.op, id(draw.module)
 
 
 def _overwritten(root: Any, changes: list[Change]) -> Iterator[Line | None]:
@@ -135,7 +145,7 @@ def _overwritten(root: Any, changes: list[Change]) -> Iterator[Line | None]:
                     continue  # released, or written to in the open: autograd says so itself
                 if isinstance(saved, Tensor) and saved.layout is torch.strided:
                     change = pointers.get(saved.untyped_storage().data_ptr())
-                    if change is not None:
+                    if change is not None and node._sequence_nr() < change.sequence:
                         yield change.line
         stack += [child for child, _ in node.next_functions]
 

@@ -59,6 +59,9 @@ class Names:
                     best = num_modules, path, candidate
         _, name, owner = best or (0, type(module).__name__, module)
         self.add_module(owner, name)
+        for name, value in _variables(sys._getframe(1)):  # averaged copies and the like are never called
+            if isinstance(value, nn.Module) and not self.knows(value) and name != "self":
+                self.add_module(value, name)
 
     def module(self, module: nn.Module | None) -> str:
         """A module's name."""
@@ -82,6 +85,14 @@ class Names:
     def is_registered(self, tensor: Tensor) -> bool:
         """Whether a module that is known holds the tensor now."""
         return any(tensor is other for root in self.roots.values() for other in root.parameters())
+
+    def is_hidden(self, tensor: Tensor) -> bool:
+        """Whether a module's attribute leads to the tensor, in a list, a dictionary or a plain object."""
+        for _, module in self.modules():
+            for name, value in vars(module).items():
+                if name not in _REGISTERED and any(held is tensor for held in _held_by(value)):
+                    return True
+        return False
 
     def is_forgotten(self, tensor: Tensor) -> bool:
         """Whether a module held the tensor once, and none does now."""
@@ -162,13 +173,26 @@ def _tensors_in(name: str, value: Any, depth: int = 2) -> Iterator[tuple[str, Te
 
 def _items(value: Any) -> list[tuple[str, Any]]:
     if isinstance(value, dict):
-        return [(key, item) for key, item in list(value.items())[:64] if isinstance(key, str)]
+        return [(str(key), item) for key, item in list(value.items())[:64]]
     if isinstance(value, (list, tuple)):
         return [(str(number), item) for number, item in enumerate(value[:64])]
     if type(value).__module__ in ("builtins", "torch") or isinstance(value, (type, torch.optim.Optimizer)):
         return []
     attributes = getattr(value, "__dict__", None)
     return list(attributes.items())[:64] if isinstance(attributes, dict) else []
+
+
+_REGISTERED = ("_parameters", "_buffers", "_modules")
+
+
+def _held_by(value: Any, depth: int = 3) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, nn.Module):
+        yield from value.parameters()
+    elif depth:
+        for _, item in _items(value):
+            yield from _held_by(item, depth - 1)
 
 
 def _join(*parts: str) -> str:

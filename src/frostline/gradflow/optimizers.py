@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from frostline.gradflow.names import describe
@@ -14,6 +14,9 @@ from frostline.gradflow.step import Clearing, Step
 from frostline.records import Finding, Place
 from frostline.tracing import Backward, Leaf, OptimizerUse, Update
 from frostline.where import Line
+
+
+_RATE = "its learning rate is 0"
 
 
 class Optimizers(Rule):
@@ -28,7 +31,6 @@ class Optimizers(Rule):
         super().__init__(session)  # type: ignore[arg-type]
         self._explained = explained
         self._influenced = 0
-        self._used = 0
         self._arrived = 0
         self._num_steps = 0
         self._moved_unread: set[int] = set()
@@ -39,6 +41,9 @@ class Optimizers(Rule):
         self._touched: dict[int, set[int]] = defaultdict(set)
         self._trained: dict[int, set[int]] = defaultdict(set)
         self._targets = 0
+        self._discarded = 0
+        self._cleared_at: Line | None = None
+        self._results: dict[int, str] = {}
 
     def updated(self, update: Update) -> None:
         """Look at the gradients an update reads: whose are they?"""
@@ -60,9 +65,10 @@ class Optimizers(Rule):
         self._num_steps += bool(step.updates)
         for backward in step.backwards:
             self._targets |= backward.targets or 0
-        for number, leaf in enumerate(self.leaves.all):
-            if step.index in leaf.used_in:
-                self._used |= 1 << number
+        self._look_for_results(step)
+        for clearing in step.clearings:
+            self._discarded |= clearing.discarded
+            self._cleared_at = clearing.line if clearing.discarded else self._cleared_at
         for update in step.updates:
             self._look_at_update(update, step)
 
@@ -92,8 +98,7 @@ class Optimizers(Rule):
             return "its gradients were cleared between backward and step" if discarded else "no gradient arrived"
         if update.moved and not any(update.moved.values()):
             if update.rates and not any(update.rates):
-                scheduled = any("initial_lr" in group for group in update.use.optimizer.param_groups)
-                return None if scheduled else "its learning rate is 0"
+                return _RATE
             if "nonfinite" not in states:
                 return "the update is too small for the parameters' precision"
         return None
@@ -119,6 +124,8 @@ class Optimizers(Rule):
                 groups[code, self._places(leaf)].append(number)
         for (code, places), numbers in groups.items():
             names = self.leaf_names(numbers)
+            if code == "FL206":
+                names = tuple(sorted(self._results[number] for number in numbers))
             what = {
                 "FL201": f"{describe(names)} gets a gradient and is in no optimizer",
                 "FL205": f"{describe(names)} trains, and is in no module and no optimizer",
@@ -129,8 +136,12 @@ class Optimizers(Rule):
     def _outside(self, number: int, leaf: Leaf) -> str:
         """The code for a trainable tensor that no optimizer holds; empty where nothing says it should learn."""
         name = self.names.leaf(leaf)
+        if number in self._results:
+            return "FL206"
         if leaf.hidden and not self.names.is_registered(leaf.tensor):
-            return "FL206" if self._nonleaf_name(leaf) else ""
+            return ""
+        if not self.names.is_registered(leaf.tensor) and self.names.is_hidden(leaf.tensor):
+            return "FL205"
         if self.intent.should_learn(name):
             return "FL201"
         if self.names.is_registered(leaf.tensor) or self.intent.should_stay(name):
@@ -139,14 +150,23 @@ class Optimizers(Rule):
         watched = self.session.flow.notes.num_reads[number] or self._targets >> number & 1
         return "FL205" if lasting and not watched else ""
 
-    def _nonleaf_name(self, leaf: Leaf) -> str:
-        """The attribute that holds the tensor a hidden leaf was found behind."""
-        through = None if leaf.through is None else leaf.through()
+    def _look_for_results(self, step: Step) -> None:
+        """Find attributes of modules that are results of operators on leaves nobody holds."""
+        held = self.session.held()
+        lost = [
+            number
+            for number in self.leaves.members(step.arrived)
+            if number not in held and not self.names.is_registered(self.leaves.all[number].tensor)
+        ]
+        if not lost:
+            return
         for name, module in self.names.modules():
             for key, value in vars(module).items():
-                if value is through and through is not None:
-                    return f"{name}.{key}" if name else key
-        return ""
+                if isinstance(value, Tensor) and value.requires_grad and not value.is_leaf:
+                    reach = self.leaves.reach(value)
+                    for number in lost:
+                        if reach >> number & 1:
+                            self._results[number] = f"{name}.{key}" if name else key
 
     def _contents(self, held: dict[int, list[Optimizer]]) -> Iterator[Finding]:
         for use in self.session.procedure.optimizers.values():
@@ -168,13 +188,15 @@ class Optimizers(Rule):
         kind = type(use.optimizer).__name__
         made = place("optimizer", use.made_at or use.steps_at, kind)
         frozen = [n for n in numbers if n not in self._trained[id(use.optimizer)]]
+        if any(not group["params"] for group in use.optimizer.param_groups):
+            yield write("FL203", f"{kind} has a parameter group without parameters", [made], level="note")
         if len(frozen) == len(numbers):
             yield write("FL203", f"{kind} holds {len(numbers)} tensors, and none requires a gradient", [made])
             return
         lost = [
             n
             for n in numbers
-            if not self._used >> n & 1
+            if not self._influenced >> n & 1
             and self.names.roots
             and not self.names.is_registered(self.leaves.all[n].tensor)
             and not self.names.tensor(self.leaves.all[n].tensor)
@@ -194,7 +216,7 @@ class Optimizers(Rule):
         return [
             number
             for number in numbers
-            if not self._used >> number & 1
+            if not self._influenced >> number & 1
             and self.names.tensor(self.leaves.all[number].tensor)
             and self.names.is_forgotten(self.leaves.all[number].tensor)
         ]
@@ -222,8 +244,9 @@ class Optimizers(Rule):
                 continue  # a cut, which has its own finding
             if why.startswith("skipped") and len(reasons) < 3:
                 continue  # scalers begin with a scale that is too large, on purpose
-            if why == "no gradient arrived" and not self._num_steps:
-                continue
+            groups = update.use.optimizer.param_groups
+            if why == _RATE and (len(reasons) < 2 or any("initial_lr" in group for group in groups)):
+                continue  # a warm-up begins at 0
             kind = type(update.use.optimizer).__name__
             places = [
                 place("cleared", clearing.line if clearing else None),
@@ -231,6 +254,7 @@ class Optimizers(Rule):
                 place("optimizer", update.use.made_at, kind),
             ]
             yield write("FL204", f"{kind} steps and moves nothing: {why}", places, evidence=f"{len(reasons)} steps")
+        yield from self._thrown_away(held)
         numbers = [n for n in self._moved_unread if n in held and not self.intent.should_stay(self._name(n))]
         if numbers:
             names = self.leaf_names(numbers)
@@ -242,6 +266,16 @@ class Optimizers(Rule):
                 evidence="no loss depends on it",
                 parameters=names,
             )
+
+    def _thrown_away(self, held: dict[int, list[Optimizer]]) -> Iterator[Finding]:
+        """Optimizers that never step, while the gradients they should read are computed and cleared."""
+        for use in self.session.procedure.optimizers.values():
+            numbers = [n for n in held if use.optimizer in held[n] and self._discarded >> n & 1]
+            if not use.num_updates and numbers:
+                kind, names = type(use.optimizer).__name__, self.leaf_names(numbers)
+                places = [place("cleared", self._cleared_at), place("optimizer", use.made_at, kind)]
+                what = f"{kind} never steps: the gradients of {describe(names)} are computed and cleared"
+                yield write("FL204", what, places, parameters=names)
 
     def _unused(self, held: dict[int, list[Optimizer]]) -> Iterator[Finding]:
         silent = ~(self._influenced | self._explained())
@@ -269,7 +303,7 @@ class Optimizers(Rule):
         optimizers = [use for use in self.session.procedure.optimizers.values() if use.num_updates]
         lines = [
             place("made", made[1] if made and made[0]() is leaf.tensor else None),
-            place("first used", leaf.line),
+            place("used", leaf.used_at or leaf.line),
             *(place("optimizer", use.made_at, "does not hold it") for use in optimizers[:1]),
         ]
         return tuple(line for line in lines if line is not None)

@@ -30,7 +30,7 @@ class Roles(Rule):
                 self._influenced.add(key)
             if use.random:
                 self._random.add(key)
-            if any(id(event) in ancestors for event in use.outputs):
+            if any(event in ancestors for event in use.outputs):
                 self._on_path.add(key)
 
     def table(self) -> tuple[ModuleRole, ...]:

@@ -35,6 +35,7 @@ class Session:
         contributions: By leaf: backward passes that are in its gradient.
         consumed: By leaf and optimizer: backward passes that optimizer has stepped with.
         error: What the program raised.
+        last_backward: The backward pass that began last.
         last_changes: Tensors written in place in the step that closed last.
         loss_values: By backward pass: the loss's value, not yet read.
     """
@@ -53,12 +54,14 @@ class Session:
         self.loss_values: dict[Backward, Tensor] = {}
         self.last_changes: list[Change] = []
         self.error: BaseException | None = None
+        self.last_backward: Backward | None = None
         self.step = Step(0)
         self.phases: dict[tuple[tuple[int, ...], tuple[Line | None, ...]], list[Step]] = {}
         self.wall_seconds = 0.0
         self.is_fake = torch._guards.detect_fake_mode() is not None
         self._enough = enough
         self._begun = False
+        self._scaler_updates: list[tuple[int, Line | None]] = []
         self.rules: list[Rule] = [rule(self) for rule in rules]
 
     # --- what is watched
@@ -119,6 +122,8 @@ class Session:
         self._close_updated()
         backward.step = self.step.index
         self.step.backwards.append(backward)
+        self.last_backward = backward
+        self._scaler_updates.clear()
         with self.unseen():
             self._begin()
             self._drop_cleared()
@@ -133,7 +138,8 @@ class Session:
             self.contributions.setdefault(number, []).append(backward)
 
     def updated(self, update: Update) -> None:
-        """An optimizer has stepped, or a scaler skipped it."""
+        """An optimizer has stepped, or a scaler skipped it; what is computed from now on is the next step's."""
+        self.flow.step = self.step.index + 1
         self.step.updates.append(update)
         for rule in self.rules:
             rule.updated(update)
@@ -170,7 +176,8 @@ class Session:
 
     def scaler_updated(self, scaler: int, line: Line | None) -> None:
         """A gradient scaler has chosen its next scale."""
-        self.step.scaler_updates.append((scaler, line))
+        self._scaler_updates.append((scaler, line))
+        self.step.scaler_updates = list(self._scaler_updates)
 
     # --- what the rules ask
 
@@ -243,6 +250,7 @@ class Session:
             flow.end_step()
         self.loss_values.clear()
         self.step, self._begun = Step(step.index + 1), False
+        flow.step = self.step.index
         if self._enough is not None and error is None:
             self._enough(self)
 

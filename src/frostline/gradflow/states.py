@@ -13,7 +13,7 @@ from frostline.gradflow.parts import Parts
 from frostline.gradflow.rule import Rule, place, write
 from frostline.gradflow.step import Step
 from frostline.records import Finding, Level, Place
-from frostline.tracing import Update, fingerprint
+from frostline.tracing import Draw, Update, fingerprint
 
 
 class States(Rule):
@@ -64,15 +64,14 @@ class States(Rule):
             if _statistics(norm) & changed and parts.is_frozen(norm):
                 self._moving[self._mode_places(norm, step)].add(name)
         self._look_at_dropout(step, parts)
-        if step.backwards:
-            self._num_steps += 1
-            self._look_for_pollution(step, norms, changed, parts)
+        self._num_steps += bool(step.backwards)
+        self._look_for_pollution(step, norms, changed, parts)
         self._look_at_averages(norms, changed, by_hand)
 
     def _look_at_dropout(self, step: Step, parts: Parts) -> None:
         for draw in step.draws:
             module = draw.module
-            if module is None or draw.recomputing or ("dropout" not in draw.op and "attention" not in draw.op):
+            if module is None or draw.recomputing or not _drops(draw):
                 continue
             if not parts.is_frozen(module):
                 continue
@@ -91,7 +90,7 @@ class States(Rule):
             use = step.modules.get(id(norm))
             if use is None or not _statistics(norm) & changed or parts.is_frozen(norm):
                 continue
-            lost = [c for c in use.calls if c.outputs and not c.recomputing and not ancestors & set(map(id, c.outputs))]
+            lost = [c for c in use.calls if c.outputs and not c.recomputing and ancestors.isdisjoint(c.outputs)]
             for call in lost[:1]:
                 line = place("forward", call.line, "feeds no loss, in training mode")
                 self._polluted[(line,) if line else ()].add(name)
@@ -173,6 +172,11 @@ class States(Rule):
             place("forward", forward, type(norm).__name__),
         )
         return tuple(line for line in lines if line is not None)
+
+
+def _drops(draw: Draw) -> bool:
+    """Whether it was a dropout, by the operator or by the module, as stochastic depth is."""
+    return "dropout" in draw.op or "attention" in draw.op or "drop" in type(draw.module).__name__.lower()
 
 
 def _statistics(norm: _BatchNorm) -> set[int]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
-from frostline.tracing import Backward, Change, Draw, Escape, ModuleUse, Update
+from frostline.tracing import Backward, Change, Draw, Escape, Event, ModuleUse, Update
 from frostline.where import Line
 
 
@@ -42,7 +43,7 @@ class Clipping:
     numbers: int
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class Step:
     """What happened from one update to the next.
 
@@ -52,7 +53,7 @@ class Step:
         updates: Optimizer steps, in order.
         clearings: Calls of `zero_grad`.
         clippings: Gradients clipped.
-        scaler_updates: Gradient scalers that chose their next scale, and the lines.
+        scaler_updates: Gradient scalers that chose their next scale since the last backward, and the lines.
         modules: How each module was used, by id.
         draws: Random numbers drawn in modules.
         escapes: Values that left torch so far.
@@ -95,14 +96,23 @@ class Step:
             return True
         return any(update.gradients.get(number, "none") != "none" for update in self.updates)
 
-    @property
-    def ancestors(self) -> set[int]:
-        """Ids of the events that some loss of the step depends on, through cuts too."""
-        seen: set[int] = set()
+    @cached_property
+    def ancestors(self) -> set[Event]:
+        """The events that some loss of the step depends on, through cuts too; asked for when the step has ended."""
+        return self._above(through_cuts=True)
+
+    @cached_property
+    def connected(self) -> set[Event]:
+        """The events whose gradients the step's backwards compute."""
+        return self._above(through_cuts=False)
+
+    def _above(self, *, through_cuts: bool) -> set[Event]:
+        seen: set[Event] = set()
         stack = [root.event for backward in self.backwards for root in backward.roots if root.event is not None]
         while stack:
             event = stack.pop()
-            if id(event) not in seen:
-                seen.add(id(event))
-                stack += [source.event for source in event.sources if source.event is not None]
+            if event not in seen:
+                seen.add(event)
+                sources = (source for source in event.sources if through_cuts or source.reach)
+                stack += [source.event for source in sources if source.event is not None]
         return seen

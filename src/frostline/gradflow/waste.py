@@ -17,7 +17,6 @@ from frostline.tracing import Backward, Event, has_values
 from frostline.units import format_bytes
 from frostline.where import Line
 
-
 _MANY_LOSSES = 3  # a loop's variable still holds the last step's loss, or two
 
 
@@ -73,10 +72,9 @@ class Waste(Rule):
     def _look_for_graphs(self, step: Step) -> None:
         if not step.backwards:
             return
-        used = {id(event) for backward in step.backwards for event in _ancestors(backward)}
         for use in step.modules.values():
             for event in use.outputs:
-                if event.reach and id(event) not in used and event.step == step.index:
+                if event.reach and event not in step.connected and event.step == step.index:
                     self._needless.setdefault(event.line, self.names.module(use.module))
 
     # --- conclusions
@@ -97,8 +95,8 @@ class Waste(Rule):
             learns = self.intent.should_learn(self.names.leaf(leaf))
             if wasted and not learns and not self.session.flow.notes.num_reads[number]:
                 made = self.session.procedure.made_at.get(id(leaf.tensor))
-                known = place("made", made[1] if made else None)
-                groups[(known,) if known else ()].append(number)
+                places = (place("made", made[1] if made else None), place("used", leaf.used_at or leaf.line))
+                groups[tuple(known for known in places if known is not None)].append(number)
         if groups:
             numbers = [number for group in groups.values() for number in group]
             num_bytes = sum(_num_bytes(self.leaves.all[number].tensor) for number in numbers)
@@ -153,14 +151,17 @@ class Waste(Rule):
             what = "torch.no_grad() is called, and not entered: it switches nothing off"
             yield write("FL506", what, [place("called", line)])
         if self._anomaly is not None:
-            yield write("FL507", "anomaly detection is on", [place("backward", self._anomaly)])
+            switched = place("switched on", self.session.procedure.anomaly_at)
+            yield write("FL507", "anomaly detection is on", [switched, place("backward", self._anomaly)])
         for (what, line), count in self.session.procedure.collected.items():
             if count >= max(2, self._num_steps):
                 yield write(
                     "FL508", f"{what} is called {count} times in {self._num_steps} steps", [place("called", line)]
                 )
         for cleared in self._unreleased:
-            yield write("FL509", "zero_grad(set_to_none=False) keeps all gradients allocated", [place("cleared", cleared)])
+            yield write(
+                "FL509", "zero_grad(set_to_none=False) keeps all gradients allocated", [place("cleared", cleared)]
+            )
         for line in sorted(self.session.flow.notes.unpinned):
             yield write("FL510", "non_blocking=True from memory that is not pinned", [place("copied", line)])
         for value, line in self.session.procedure.defaults.items():

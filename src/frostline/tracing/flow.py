@@ -17,11 +17,12 @@ from frostline.tracing.backward import BackwardWatch
 from frostline.tracing.event import Backward, Event, EventKind, Source
 from frostline.tracing.grad_switch import GradSwitches, reentrant_context
 from frostline.tracing.leaves import Leaf, Leaves, is_recomputing
-from frostline.tracing.marks import Marks
+from frostline.tracing.marks import Marks, storage_key
 from frostline.tracing.module_use import ModuleUses
 from frostline.tracing.notes import Notes
 from frostline.tracing.operators import (
     CLIPS,
+    DATA_SET,
     ESCAPES,
     GRAD_GET,
     GRAD_SET,
@@ -37,8 +38,8 @@ from frostline.tracing.operators import (
     name_of,
 )
 from frostline.tracing.patches import wrapped
-from frostline.tracing.stack import checkpoint_line, is_called_by_torch, locate
-from frostline.tracing.values import tensors_in
+from frostline.tracing.stack import apply_line, checkpoint_line, is_called_by_torch, locate
+from frostline.tracing.values import is_transformed, tensors_in
 from frostline.where import Line
 
 
@@ -73,7 +74,7 @@ class FlowTrace(TorchFunctionMode):
         leaves: Where trainable tensors are numbered; others are added when they are met.
 
     Attributes:
-        step: The number of the step that runs; the listener counts.
+        step: The number of the step that events belong to; the listener counts.
         scaled: Whether a gradient scaler has multiplied a loss since its last update.
         paused: Whether operators pass unseen, as while an optimizer steps.
         notes: What was seen besides.
@@ -137,7 +138,12 @@ class FlowTrace(TorchFunctionMode):
         """What is known of a tensor now."""
         number = self.leaves.number(tensor)
         event = self._marks.event_of(tensor)
-        if number < 0 and tensor.requires_grad and tensor.is_leaf and (event is None or isinstance(tensor, nn.Parameter)):
+        if (
+            number < 0
+            and tensor.requires_grad
+            and tensor.is_leaf
+            and (event is None or isinstance(tensor, nn.Parameter))
+        ):
             number = self.leaves.add(tensor, Leaf(tensor, line=locate().line))
         if number >= 0:
             self.leaves.all[number].use_in(self.step)
@@ -157,7 +163,6 @@ class FlowTrace(TorchFunctionMode):
         self._marks.prune()
         self.notes.end_step()
         self.modules.end_step()
-        self.step += 1
 
     def _forget(self) -> None:
         self.backwards.forget()
@@ -215,6 +220,8 @@ class FlowTrace(TorchFunctionMode):
         versions = [None if tensor.is_inference() else tensor._version for tensor in tensors]
         if in_place and func in CLIPS:
             self.listener.clipped(tensors[:1], locate().line)
+        if func == DATA_SET and not tensors[0].is_leaf:
+            self.notes.replaced(tensors[0])
         out = func(*args, **kwargs)
         influence = 0
         for source in sources:
@@ -254,8 +261,9 @@ class FlowTrace(TorchFunctionMode):
         event.single = is_over_one_element(func, args, kwargs)
         if first.requires_grad:
             self.notes.saved(func, args, kwargs, self.step)
+        leaf_storages = {storage_key(self.leaves.all[s.leaf].tensor) for s in sources if s.leaf >= 0}
         for tensor in outputs:
-            self._marks.mark(tensor, event, overwrite=False)
+            self._marks.mark(tensor, event, overwrite=False, keep=storage_key(tensor) in leaf_storages)
             self.backwards.watch(event, tensor)
         for tensor in mutated:
             self._marks.mark(tensor, event, overwrite=True)
@@ -272,12 +280,13 @@ class FlowTrace(TorchFunctionMode):
         enabled = torch.is_grad_enabled()
         context = None if enabled else self.switches.context or reentrant_context()
         located = locate(None if context is None else context.code)
+        applied = apply_line() if context is None and not enabled else None
         event = Event(
             index=self.num_events,
             step=self.step,
             op=op,
-            line=located.line,
-            near=located.near,
+            line=applied or located.line,
+            near=located.line if applied else located.near,
             module=self.modules.current,
             sources=sources,
             influence=influence,
@@ -289,6 +298,9 @@ class FlowTrace(TorchFunctionMode):
             result=ref(results[0]),
         )
         self.num_events += 1
+        for source in sources if reach else ():
+            if source.leaf >= 0 and self.leaves.all[source.leaf].used_at is None:
+                self.leaves.all[source.leaf].used_at = event.line
         self.notes.carried(event)
         return event
 
@@ -334,7 +346,7 @@ class FlowTrace(TorchFunctionMode):
             return
         recomputing, influence = is_recomputing(), 0
         if not recomputing:
-            if self.modules.current is None:
+            if self.modules.current is None and not is_transformed():
                 self.listener.began_forward(module)
             for tensor in tensors_in(inputs):
                 influence |= self.source(tensor).influence

@@ -23,6 +23,7 @@ class Leaf:
         hidden: Whether only the graph of a tensor from before the trace leads to it.
         through: The tensor in whose graph a hidden leaf was found.
         made_in: The step in which the program made it require a gradient; -1 where that was not seen.
+        used_at: The user's line that first recorded an operator on it.
         used_in: The steps whose operators read it.
     """
 
@@ -31,6 +32,7 @@ class Leaf:
     hidden: bool = False
     through: ReferenceType[Tensor] | None = None
     made_in: int = -1
+    used_at: Line | None = None
     used_in: set[int] = field(default_factory=set)
 
     def use_in(self, step: int) -> None:

@@ -37,18 +37,19 @@ class Marks:
         event: Event | None = getattr(tensor, _MARK, None)
         return event
 
-    def mark(self, tensor: Tensor, event: Event, *, overwrite: bool) -> None:
+    def mark(self, tensor: Tensor, event: Event, *, overwrite: bool, keep: bool = False) -> None:
         """Say what made a tensor.
 
         Args:
             tensor: The result.
             event: What made it.
             overwrite: Whether it wrote to the storage; a view leaves the storage's writer alone.
+            keep: Whether the storage is a leaf's own, which nothing makes.
         """
         setattr(tensor, _MARK, event)
         self._marked.append(ref(tensor))
         storage = storage_of(tensor)
-        if storage is not None and (overwrite or getattr(storage, _MARK, None) is None):
+        if storage is not None and not keep and (overwrite or getattr(storage, _MARK, None) is None):
             setattr(storage, _MARK, event)
             self._marked.append(ref(storage))
 
@@ -65,6 +66,12 @@ class Marks:
                 if isinstance(marked, Tensor):
                     leaves.forget(marked)
         self._marked.clear()
+
+
+def storage_key(tensor: Tensor) -> int | None:
+    """A number two living tensors share where they share a storage; None where there is none."""
+    storage = storage_of(tensor)
+    return None if storage is None else storage._cdata
 
 
 def storage_of(tensor: Tensor) -> torch.UntypedStorage | None:

@@ -26,11 +26,13 @@ class Change(NamedTuple):
         tensor: What was written, without its graph.
         through_data: Whether through `.data`, where autograd cannot see it.
         line: The user's line.
+        sequence: The number autograd would have given to a node then, where it matters.
     """
 
     tensor: Tensor
     through_data: bool
     line: Line | None
+    sequence: int
 
 
 class Notes:
@@ -90,7 +92,12 @@ class Notes:
             owner = self._aliases.get(storage._cdata)
         if owner is not None:
             self.writes[id(owner)] = line
-        self.changes.append(Change(tensor.detach(), event is not None and event.kind == "data", line))
+        through_data = event is not None and event.kind == "data"
+        self.changes.append(Change(tensor.detach(), through_data, line, _sequence() if through_data else 0))
+
+    def replaced(self, tensor: Tensor) -> None:
+        """The program is about to give a tensor other data."""
+        self.changes.append(Change(tensor.detach(), True, locate().line, _sequence()))
 
     def aliased(self, parameter: Any, alias: Any) -> None:
         """The program took a parameter's `.data`."""
@@ -151,10 +158,19 @@ class Notes:
 
     def keep_copy(self, tensor: Tensor) -> None:
         """Keep a tensor that nothing trainable influences: it may be a stale copy of a parameter."""
-        if tensor.shape in self._shapes and tensor.is_floating_point() and not isinstance(tensor, nn.Parameter):
+        if torch._C._functorch.is_functorch_wrapped_tensor(tensor) or isinstance(tensor, nn.Parameter):
+            return
+        if tensor.shape in self._shapes and tensor.is_floating_point():
             line = locate().line
             if line is not None:
                 self.constants.append((tensor.detach(), line))
+
+
+def _sequence() -> int:
+    """The number of the next node of autograd's graph."""
+    with torch.enable_grad():
+        node: Any = torch.zeros((), requires_grad=True).view(()).grad_fn
+    return int(node._sequence_nr())
 
 
 def _carries(source: Source, event: Event) -> bool:

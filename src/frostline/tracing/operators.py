@@ -15,7 +15,7 @@ from frostline.tracing.event import EventKind
 
 _TENSOR: Any = Tensor  # its attributes are descriptors, which the type stubs do not say
 GRAD_GET, GRAD_SET = _TENSOR.grad.__get__, _TENSOR.grad.__set__
-_DATA_GET, _DATA_SET = _TENSOR.data.__get__, _TENSOR.data.__set__
+_DATA_GET, DATA_SET = _TENSOR.data.__get__, _TENSOR.data.__set__
 REQUIRES_GRAD = frozenset({_TENSOR.requires_grad_, _TENSOR.requires_grad.__set__})
 
 _ATTRIBUTES = (
@@ -163,7 +163,9 @@ _SOFTMAXES = frozenset({F.softmax, F.log_softmax, torch.softmax, torch.log_softm
 
 
 def is_over_one_element(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether this is a softmax over a dimension of size 1."""
+    """Whether this is a softmax over a dimension of size 1, a cross-entropy over one class among them."""
+    if func is F.cross_entropy:
+        return args[0].dim() > 1 and args[0].shape[1] == 1
     if func not in _SOFTMAXES:
         return False
     dim = kwargs.get("dim", args[1] if len(args) > 1 else -1)
@@ -180,7 +182,7 @@ def is_in_place(func: Callable[..., Any]) -> bool:
     """Whether an operator's name says that it writes to its first argument."""
     name = getattr(func, "__name__", "")
     if name == "__set__":
-        return bool(func == _DATA_SET)
+        return bool(func == DATA_SET)
     if name.startswith("__"):
         return name in ("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__")
     return name.endswith("_") and func not in REQUIRES_GRAD

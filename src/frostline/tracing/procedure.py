@@ -13,6 +13,7 @@ from weakref import ref
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import anomaly_mode
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.utils import clip_grad
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
@@ -100,6 +101,7 @@ class ProcedureTrace:
         made_at: By id of a parameter: the parameter, while it lives, and the line that registered it.
         attributes: By id of a module: attributes set on it that look like freezing, and their lines.
         collected: How often each line emptied a cache or collected garbage.
+        anomaly_at: The line that switched anomaly detection on.
         defaults: Lines that changed the default dtype or device, and to what.
     """
 
@@ -110,6 +112,7 @@ class ProcedureTrace:
         self.attributes: dict[int, tuple[nn.Module, str, Line | None]] = {}
         self.collected: Counter[tuple[str, Line]] = Counter()
         self.defaults: dict[str, Line] = {}
+        self.anomaly_at: Line | None = None
         self._modes: dict[int, tuple[nn.Module, Line | None]] = {}
         self._before: dict[int, dict[int, int | None]] = {}
         self._gradients: dict[int, dict[int, GradientState]] = {}
@@ -136,6 +139,8 @@ class ProcedureTrace:
                 (scaler, "step", self._wrap_scaled_step),
                 (scaler, "update", self._wrap_scaler_update),
                 (clip_grad, "_group_tensors_by_device_and_dtype", self._wrap_clipping),
+                (anomaly_mode.set_detect_anomaly, "__init__", self._wrap_anomaly),
+                (anomaly_mode.detect_anomaly, "__init__", self._wrap_anomaly),
                 (gc, "collect", self._wrap_collecting("gc.collect()")),
                 (torch.cuda, "empty_cache", self._wrap_collecting("torch.cuda.empty_cache()")),
                 (torch, "set_default_dtype", self._wrap_default),
@@ -293,6 +298,13 @@ class ProcedureTrace:
             return collect
 
         return wrap
+
+    def _wrap_anomaly(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def detect(*args: Any, **kwargs: Any) -> Any:
+            self.anomaly_at = user_place(2) or self.anomaly_at
+            return original(*args, **kwargs)
+
+        return detect
 
     def _wrap_default(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def set_default(value: Any) -> Any:

@@ -68,6 +68,20 @@ def checkpoint_line() -> tuple[Line | None, Line | None]:
     return None, user
 
 
+def apply_line() -> Line | None:
+    """The user's line that called an autograd.Function whose forward runs now."""
+    is_inside = False
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name.endswith("torch/autograd/function.py") and frame.f_code.co_name == "apply":
+            is_inside = True
+        elif is_inside and not is_library(name):
+            return line_of(frame)
+        frame = frame.f_back
+    return None
+
+
 def line_of(frame: FrameType) -> Line:
     """The line a frame is at."""
     return Line(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)

@@ -55,6 +55,11 @@ def magnitude_of(tensor: Tensor) -> float:
     return float(torch.linalg.vector_norm(plain, float("inf"))) if plain.numel() else 0.0
 
 
+def is_transformed() -> bool:
+    """Whether a transform of torch.func runs, in which no value can be read."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def has_values(tensor: Tensor) -> bool:
     """Whether a tensor's elements can be read."""
     return not tensor.is_meta and torch._guards.detect_fake_mode(tensor) is None
