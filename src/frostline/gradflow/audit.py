@@ -17,10 +17,12 @@ from frostline.gradflow.intent import Intent
 from frostline.gradflow.intents import Intents
 from frostline.gradflow.optimizers import Optimizers
 from frostline.gradflow.precision import Precision
+from frostline.gradflow.probe import probe_script, probe_step
+from frostline.gradflow.rerun import Ended
 from frostline.gradflow.roles import Roles
-from frostline.gradflow.rule import Rule
 from frostline.gradflow.session import Session
 from frostline.gradflow.states import States
+from frostline.gradflow.suspects import Suspects, with_evidence
 from frostline.gradflow.terms import Terms
 from frostline.gradflow.waste import Waste
 from frostline.records import AuditedPhase, AuditReport, Finding
@@ -46,23 +48,8 @@ class Audit:
         enough: Callable[[Audit], None] | None = None,
     ) -> None:
         self._accepted = check_codes(accepted)
-        rules: list[Rule] = []
-        self._session = Session(intent or Intent(), (), None if enough is None else lambda _: enough(self))
-        cuts = Cuts(self._session)
-        self._terms, self._roles = Terms(self._session), Roles(self._session)
-        rules += [
-            cuts,
-            self._terms,
-            Optimizers(self._session, lambda: cuts.explained),
-            Intents(self._session),
-            States(self._session),
-            Equivalence(self._session),
-            Precision(self._session),
-            Waste(self._session),
-            Failures(self._session),
-            self._roles,
-        ]
-        self._session.rules = rules
+        self._session = Session(intent or Intent(), None if enough is None else lambda _: enough(self))
+        self._set_up()
 
     def watch(self, module: nn.Module, name: str = "") -> None:
         """Name a module that could not be given before."""
@@ -81,6 +68,29 @@ class Audit:
     def terms(self, **terms: Tensor) -> None:
         """Name the terms of the next loss, before it goes backward."""
         self._terms.name(terms)
+
+    def prepared(self) -> None:
+        """What ran so far was preparation: findings are about what follows, lines may be of what went before."""
+        self._session.prepared()
+        self._set_up()
+
+    def _set_up(self) -> None:
+        session = self._session
+        cuts = Cuts(session)
+        self._terms, self._roles, self._suspects = Terms(session), Roles(session), Suspects(session)
+        session.rules = [
+            cuts,
+            self._terms,
+            Optimizers(session, lambda: cuts.explained),
+            Intents(session),
+            States(session),
+            Equivalence(session),
+            Precision(session),
+            Waste(session),
+            Failures(session),
+            self._roles,
+            self._suspects,
+        ]
 
     @contextmanager
     def running(self) -> Iterator[Audit]:
@@ -119,6 +129,28 @@ class Audit:
             num_steps=session.num_steps,
             wall_seconds=session.wall_seconds,
             method="fake" if session.is_fake else "real",
+        )
+
+    def probe(self, report: AuditReport, program: Callable[[], object]) -> AuditReport:
+        """Prove or refute a report's suspected cuts by finite differences, on a step that can be run again."""
+        session, suspects = self._session, self._suspects.of(report)
+        differences = probe_step(
+            program,
+            [suspect.question for suspect in suspects],
+            modules=session.names.roots.values(),
+            optimizers=[use.optimizer for use in session.procedure.optimizers.values()],
+            learners=[target.tensor for target in self._suspects.learners() if target.tensor is not None],
+        )
+        return with_evidence(report, suspects, differences)
+
+    def probe_script(
+        self, report: AuditReport, run_once: Callable[[], object], end: type[BaseException] = Ended
+    ) -> AuditReport:
+        """The same for a whole script, run again by `run_once` and ended by raising `end` in it."""
+        suspects = self._suspects.of(report)
+        questions = [suspect.question for suspect in suspects]
+        return with_evidence(
+            report, suspects, probe_script(run_once, questions, learners=self._suspects.learners(), end=end)
         )
 
     def _phases(self) -> Iterator[AuditedPhase]:
@@ -198,6 +230,7 @@ def audit(
     flow: Mapping[str, Iterable[str] | str] | None = None,
     accept: Iterable[str] = (),
     steps: int = 1,
+    probe: bool = False,
 ) -> AuditReport:
     """Run a training step, and say whether the gradient is whole; model and optimizers are afterwards as they were.
 
@@ -212,6 +245,8 @@ def audit(
         flow: By loss term: globs of what it should train, and nothing else.
         accept: Codes of findings to accept.
         steps: How often the step is run; more tell more.
+        probe: Prove or refute every suspected cut by finite differences in float64: the step is run again, some
+            times for each, up to a backward pass.
 
     Raises:
         StepError: The step raised an error that the audit cannot explain.
@@ -221,19 +256,24 @@ def audit(
     optimizers = (optimizers,) if isinstance(optimizers, Optimizer) else tuple(optimizers)
     running = Audit(Intent.of(learn, stay, flow), accept)
     _watch(running, model, optimizers)
+
+    def run() -> None:
+        for _ in range(steps):
+            step()
+
     with ExitStack() as stack:
         for module in _modules(model).values():
             stack.enter_context(preserved(module, optimizers))
         try:
             with running.running():
-                for _ in range(steps):
-                    step()
+                run()
         except Exception as error:
             report = running.report()
             if not report.faults:
                 raise StepError(f"the step raised {type(error).__name__}: {error}") from error
-            return report
-    return running.report()
+        else:
+            report = running.report()
+    return running.probe(report, run) if probe else report
 
 
 def assert_gradients_flow(

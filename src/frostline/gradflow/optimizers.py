@@ -255,7 +255,7 @@ class Optimizers(Rule):
             ]
             yield write("FL204", f"{kind} steps and moves nothing: {why}", places, evidence=f"{len(reasons)} steps")
         yield from self._thrown_away(held)
-        numbers = [n for n in self._moved_unread if n in held and not self.intent.should_stay(self._name(n))]
+        numbers = [n for n in self._moved_unread if n in held]
         if numbers:
             names = self.leaf_names(numbers)
             places = [place("step", self.session.procedure.use_of(held[numbers[0]][0]).steps_at)]

@@ -66,7 +66,7 @@ class Difference:
         return not self.trouble and (self.numeric != 0 or self.far > 0)
 
 
-def probe(
+def probe_step(
     step: Callable[[], object],
     questions: Sequence[Question],
     *,
@@ -91,7 +91,7 @@ def probe(
     asked = [target.tensor for question in questions for target in question.targets if target.tensor is not None]
     with in_double() as mode:
         for tensor in (*root.parameters(), *root.buffers(), *asked, *learners):
-            mode.raise_(tensor)
+            mode.raise_(tensor, isolate=True)
 
         def run(rerun: Rerun) -> None:
             grad_enabled = torch.is_grad_enabled()
@@ -136,6 +136,7 @@ def probe_script(
                     run_once()
             finally:
                 torch.set_grad_enabled(grad_enabled)
+                mode.lower()
 
         return _Probe(mode, run, _unfound(learners), end=end, seeks=True).answer(
             [replace(question, targets=_unfound(question.targets)) for question in questions]

@@ -147,7 +147,7 @@ class Rerun:
 
 @contextmanager
 def updates_undone(mode: DoublePrecision) -> Iterator[None]:
-    """Put parameters back after every optimizer step: the loss of a later backward pass follows by the forward alone."""
+    """Put parameters back after every optimizer step: later losses follow them by the forward alone."""
     held: dict[int, list[tuple[Tensor, Tensor]]] = {}
 
     def before(optimizer: Optimizer, _: Any, __: Any) -> None:

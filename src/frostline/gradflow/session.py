@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -25,7 +25,6 @@ class Session:
 
     Args:
         intent: What the author declared.
-        rules: The families of findings that look at every step.
         enough: Asked after every step with its number; called off when it says so by raising.
 
     Attributes:
@@ -37,13 +36,13 @@ class Session:
         error: What the program raised.
         last_backward: The backward pass that began last.
         last_changes: Tensors written in place in the step that closed last.
+        rules: The families of findings that look at every step.
         loss_values: By backward pass: the loss's value, not yet read.
     """
 
     def __init__(
         self,
         intent: Intent,
-        rules: Iterable[Callable[[Session], Rule]],
         enough: Callable[[Session], None] | None = None,
     ) -> None:
         self.intent, self.names, self.leaves = intent, Names(), Leaves()
@@ -62,7 +61,7 @@ class Session:
         self._enough = enough
         self._begun = False
         self._scaler_updates: list[tuple[int, Line | None]] = []
-        self.rules: list[Rule] = [rule(self) for rule in rules]
+        self.rules: list[Rule] = []
 
     # --- what is watched
 
@@ -106,6 +105,18 @@ class Session:
             yield
         finally:
             self.flow.paused = paused
+
+    def prepared(self) -> None:
+        """Forget the steps so far; what was made, frozen and named stays known."""
+        self.flow.end_step()
+        self.phases.clear()
+        self.contributions.clear()
+        self.consumed.clear()
+        self.loss_values.clear()
+        for use in self.procedure.optimizers.values():
+            use.num_updates = 0
+        self.step, self._begun = Step(self.step.index + 1), False
+        self.flow.step = self.step.index
 
     # --- what the traces tell
 

@@ -92,8 +92,9 @@ class States(Rule):
                 continue
             lost = [c for c in use.calls if c.outputs and not c.recomputing and ancestors.isdisjoint(c.outputs)]
             for call in lost[:1]:
-                line = place("forward", call.line, "feeds no loss, in training mode")
-                self._polluted[(line,) if line else ()].add(name)
+                root = call.root or call.line
+                places = (place("forward", root, "feeds no loss, in training mode"), place("in", call.line))
+                self._polluted[tuple(p for p in places if p is not None)].add(name)
             self._num_polluted[name] += bool(lost)
 
     def _look_at_averages(self, norms: list[tuple[str, _BatchNorm]], changed: set[int], by_hand: set[int]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -64,7 +65,7 @@ class Movement:
         """The targets that were found and have not moved."""
         return [t for t, size in zip(self._tensors, self._sizes, strict=True) if t is not None and size is None]
 
-    def find(self, tensors: dict[str, Tensor], optimizers: Sequence[Optimizer]) -> None:
+    def find(self, tensors: Mapping[str, Tensor], optimizers: Sequence[Optimizer]) -> None:
         """Look for targets by name, and by their places in optimizers."""
         for place, target in enumerate(self._targets):
             if self._tensors[place] is not None:
@@ -105,7 +106,7 @@ class Movement:
     def length(self) -> float:
         """How long the direction is."""
         squares = (self._direction(place).abs().square().sum() for place in range(len(self._tensors)))
-        return float(sum(squares)) ** 0.5
+        return math.sqrt(sum(map(float, squares)))
 
     def _direction(self, place: int) -> Tensor:
         tensor, size = self._tensors[place], self._sizes[place]

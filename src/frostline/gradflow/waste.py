@@ -70,8 +70,6 @@ class Waste(Rule):
             self._losses = [known for known in self._losses if known[1]() is not None]
 
     def _look_for_graphs(self, step: Step) -> None:
-        if not step.backwards:
-            return
         for use in step.modules.values():
             for event in use.outputs:
                 if event.reach and event not in step.connected and event.step == step.index:

@@ -1,5 +1,6 @@
 """See one step, on real or fake tensors: what it allocates, what its values depend on, what the program does."""
 
+from frostline.tracing.double import DoublePrecision, in_double
 from frostline.tracing.event import Backward, Draw, Escape, Event, GradContext, Root, Source
 from frostline.tracing.fake import FakeTensors, build_fake, fake_tensors
 from frostline.tracing.flow import FlowTrace
@@ -17,6 +18,7 @@ __all__ = [
     "AllocationLog",
     "Backward",
     "Change",
+    "DoublePrecision",
     "Draw",
     "Escape",
     "Event",
@@ -39,4 +41,5 @@ __all__ = [
     "fingerprint",
     "has_no_derivative",
     "has_values",
+    "in_double",
 ]

@@ -12,7 +12,7 @@ from torch import Tensor
 from frostline.tracing.event import Backward, Event, Root, Source
 from frostline.tracing.leaves import Leaves, graph_of, is_recomputing
 from frostline.tracing.stack import locate
-from frostline.tracing.values import tensors_in
+from frostline.tracing.values import magnitude_of, tensors_in
 
 
 class Sources(Protocol):
@@ -73,7 +73,7 @@ class BackwardWatch:
         def look(gradients: tuple[Tensor | None, ...]) -> None:
             if self._current is not None:
                 norms = self._current.norms.setdefault(event, [])
-                norms += [_magnitude(gradient) for gradient in gradients if gradient is not None]
+                norms += [magnitude_of(gradient) for gradient in gradients if gradient is not None]
 
         self._handles.append(node.register_prehook(look))
 
@@ -156,14 +156,3 @@ class BackwardWatch:
 
 def _stamp(gradient: Tensor | None) -> tuple[int, int] | None:
     return None if gradient is None else (id(gradient), gradient._version)
-
-
-def _magnitude(gradient: Tensor) -> Tensor:
-    """The largest magnitude, as a tensor: reading it now would make a GPU wait."""
-    gradient = gradient.detach()
-    if gradient.is_sparse:
-        gradient = gradient.coalesce().values()
-    if not gradient.numel():
-        return torch.zeros(())
-    magnitude: Tensor = torch.linalg.vector_norm(gradient, float("inf"))
-    return magnitude

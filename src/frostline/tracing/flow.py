@@ -346,6 +346,8 @@ class FlowTrace(TorchFunctionMode):
             return
         recomputing, influence = is_recomputing(), 0
         if not recomputing:
+            if self.modules.current is None:
+                self.modules.root_line = locate().line
             if self.modules.current is None and not is_transformed():
                 self.listener.began_forward(module)
             for tensor in tensors_in(inputs):

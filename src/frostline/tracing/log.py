@@ -8,6 +8,8 @@ from typing import Literal
 Kind = Literal["parameters", "gradients", "optimizer state", "buffers", "inputs", "step"]
 """What a storage is; ``step`` is all that the step makes for itself."""
 Phase = Literal["forward", "backward", "optimizer"]
+SavedBy = Literal["", "trainable", "frozen"]
+"""Which part keeps a storage for backward: one with a trainable parameter, an all-frozen one, or neither."""
 
 
 @dataclass(slots=True)
@@ -21,9 +23,10 @@ class Allocation:
         shape: The shape of the first tensor on it.
         phase: Where in the step it was first seen.
         module: The innermost module of the model whose forward was running; empty outside all of them.
-        line: The user's ``file.py:line``; empty where no user code was on the stack.
+        line: The user's ``file.py:line``; empty where no user code was on the stack, or before the trace.
         kind: What it is; a gradient or a state is recognised some time after it was allocated.
-        saved: Whether autograd kept it for backward.
+        saved_by: Which part of the model has autograd keep it for backward; a trainable one counts first.
+        stack: File, line and function of every frame, the innermost first; empty unless it was asked for.
     """
 
     num_bytes: int
@@ -34,7 +37,13 @@ class Allocation:
     module: str
     line: str
     kind: Kind = "step"
-    saved: bool = False
+    saved_by: SavedBy = ""
+    stack: tuple[tuple[str, int, str], ...] = ()
+
+    @property
+    def saved(self) -> bool:
+        """Whether autograd kept it for backward."""
+        return self.saved_by != ""
 
 
 @dataclass(slots=True)

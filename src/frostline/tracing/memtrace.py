@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -16,11 +21,12 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
-from frostline.tracing.log import Allocation, AllocationLog, Kind, Phase
+from frostline.tracing.log import Allocation, AllocationLog, Kind, Phase, SavedBy
 from frostline.where import user_line
 
 _NO_WORK = (torch.ops.prim.device.default, torch.ops.aten.detach.default)
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+_PACKAGE = str(Path(__file__).parents[1])
 
 
 class MemTrace(TorchDispatchMode):
@@ -34,18 +40,31 @@ class MemTrace(TorchDispatchMode):
         model: Its submodules give allocations their place.
         optimizers: Their parameters and state are recognised; another one's state is once it steps.
         inputs: Any pytree of tensors the step is given.
+        stacks: Keep the whole stack of every allocation.
 
     Attributes:
         log: What was seen.
     """
 
-    def __init__(self, model: nn.Module, optimizers: Iterable[torch.optim.Optimizer] = (), inputs: object = ()) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Iterable[torch.optim.Optimizer] = (),
+        inputs: object = (),
+        *,
+        stacks: bool = False,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.log = AllocationLog()
         self._model, self._optimizers, self._inputs = model, tuple(optimizers), inputs
-        self._names = {id(module): name or type(model).__name__ for name, module in model.named_modules()}
-        self._modules: list[str] = []
-        self._optimizer_steps = False
+        self._stacks: dict[tuple[Any, ...], tuple[tuple[str, int, str], ...]] | None = {} if stacks else None
+        self._names: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+        for name, module in model.named_modules():
+            self._names[module] = name or type(model).__name__
+        self._running: list[tuple[nn.Module, str]] = []
+        self._trainable: dict[nn.Module, bool | None] = {}  # while one root module runs
+        self._optimizer_task: int | None = None  # the backward an optimizer steps in, -1 outside; None: it does not
+        self._home = os.getpid(), threading.get_ident()
         self._alive: dict[int, tuple[int, weakref.ref[torch.UntypedStorage]]] = {}
         self._cleanup = ExitStack()
 
@@ -57,6 +76,9 @@ class MemTrace(TorchDispatchMode):
         """Register what is there and start to listen."""
         with ExitStack() as stack:
             stack.callback(self._alive.clear)
+            stack.callback(self._trainable.clear)
+            stack.callback(self._running.clear)
+            self._home = os.getpid(), threading.get_ident()
             self._register(stack)
             handles = [
                 # Global hooks: a hook on a TransformerEncoder itself would switch its fused path off.
@@ -82,7 +104,7 @@ class MemTrace(TorchDispatchMode):
     ) -> Any:
         """Run one operator and log the storages it met and made."""
         kwargs = kwargs or {}
-        if func in _NO_WORK:
+        if func in _NO_WORK or os.getpid() != self._home[0]:  # a forked loader process is not the step
             return func(*args, **kwargs)
         if torch.is_inference_mode_enabled() and _is_composite(func):  # it arrives whole there: look inside
             super().__enter__()  # type: ignore[no-untyped-call]
@@ -93,10 +115,10 @@ class MemTrace(TorchDispatchMode):
         self.log.num_ops += 1
         # `torch.tensor` and `from_numpy` allocate out of sight and hand the new storage to lift_fresh.
         before = func is not torch.ops.aten.lift_fresh.default
-        for tensor in _tensors((args, kwargs)):
+        for tensor in tensors_in((args, kwargs)):
             self._see(tensor, func, before=before)
         out = func(*args, **kwargs)
-        for tensor in _tensors(out):
+        for tensor in tensors_in(out):
             self._see(tensor, func, before=False)
         return out
 
@@ -119,17 +141,23 @@ class MemTrace(TorchDispatchMode):
             op=_name(func),
             shape=tuple(tensor.shape),
             phase=self._phase(),
-            module=self._modules[-1] if self._modules else "",
-            line=user_line(),
+            module=self._running[-1][1] if self._running else "",
+            line=sys.intern(user_line()),
+            stack=() if self._stacks is None else _stack(self._stacks),
         )
         log.allocations.append(allocation)
         if before:
             allocation.kind = "parameters" if isinstance(tensor, nn.Parameter) else "inputs"
-            log.resident[number] = num_bytes
+            self._arrive(number, allocation)
         else:
             log.events.append((number, num_bytes))
         self._alive[key] = number, weakref.ref(storage, partial(self._release, key))
         return allocation
+
+    def _arrive(self, number: int, allocation: Allocation) -> None:
+        """A storage that no operator made is met for the first time: it was there before the trace."""
+        allocation.line, allocation.module, allocation.stack = "", "", ()
+        self.log.resident[number] = allocation.num_bytes
 
     def _release(self, key: int, _: object) -> None:
         number, _ = self._alive.pop(key)
@@ -154,7 +182,7 @@ class MemTrace(TorchDispatchMode):
 
     def _register(self, stack: ExitStack) -> None:
         parameters = list(self._model.parameters())
-        parameters += [parameter for optimizer in self._optimizers for parameter in _parameters(optimizer)]
+        parameters += [parameter for optimizer in self._optimizers for parameter in parameters_of(optimizer)]
         self._classify(parameters, "parameters")
         self._classify(list(self._model.buffers()), "buffers")
         self._classify([parameter.grad for parameter in parameters], "gradients")
@@ -167,32 +195,56 @@ class MemTrace(TorchDispatchMode):
                 stack.callback(handle.remove)
 
     def _phase(self) -> Phase:
-        if self._optimizer_steps:
+        task = torch._C._current_graph_task_id()
+        # A step may run forward and backward itself (LBFGS), and backward may step an optimizer.
+        if self._optimizer_task == task and not self._running:
             return "optimizer"
-        return "forward" if torch._C._current_graph_task_id() == -1 else "backward"
+        return "forward" if task == -1 else "backward"
+
+    def _elsewhere(self) -> bool:
+        """Whether this is another process or thread than the step's; autograd's own threads belong to it."""
+        process, thread = self._home
+        if os.getpid() != process:
+            return True
+        return threading.get_ident() != thread and torch._C._current_graph_task_id() == -1
 
     def _enter_module(self, module: nn.Module, _: object) -> None:
-        if id(module) in self._names:
-            self._modules.append(self._names[id(module)])
+        if module in self._names and not self._elsewhere():
+            self._running.append((module, self._names[module]))
 
     def _leave_module(self, module: nn.Module, _: object, __: object) -> None:
-        if id(module) in self._names:
-            self._modules.pop()
+        if self._running and self._running[-1][0] is module and not self._elsewhere():
+            self._running.pop()
+            if not self._running:
+                self._trainable.clear()
+
+    def _saver(self) -> SavedBy:
+        """Who keeps what is packed now: the innermost running module with parameters says whether it trains."""
+        for module, _ in reversed(self._running):
+            if module not in self._trainable:
+                flags = [parameter.requires_grad for parameter in module.parameters()]
+                self._trainable[module] = any(flags) if flags else None
+            trainable = self._trainable[module]
+            if trainable is not None:
+                return "trainable" if trainable else "frozen"
+        return "trainable"
 
     def _after_gradient(self, parameter: Tensor) -> None:
         self._classify(parameter.grad, "gradients")
 
     def _before_optimizer(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
-        self._classify([parameter.grad for parameter in _parameters(optimizer)], "gradients")
-        self._optimizer_steps = True
+        self._classify([parameter.grad for parameter in parameters_of(optimizer)], "gradients")
+        self._optimizer_task = torch._C._current_graph_task_id()
 
     def _after_optimizer(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
-        self._optimizer_steps = False
+        self._optimizer_task = None
         self._classify(list(optimizer.state.values()), "optimizer state")
 
     def _pack(self, tensor: Tensor) -> tuple[Tensor, int]:
+        saver = self._saver()
         for allocation in self._see(tensor, None, before=True):
-            allocation.saved = True
+            if allocation.saved_by != "trainable":
+                allocation.saved_by = saver
         # An operator's own output, kept as it is, would keep its graph alive in a reference cycle.
         return tensor.detach(), tensor._version
 
@@ -209,17 +261,33 @@ def _unpack(packed: tuple[Tensor, int]) -> Tensor:
     return tensor
 
 
-def _tensors(tree: Any) -> Iterator[Tensor]:
+def tensors_in(tree: Any) -> Iterator[Tensor]:
+    """The tensors in nested tuples, lists and dicts."""
     if isinstance(tree, Tensor):
         yield tree
     elif isinstance(tree, (tuple, list)):
         for item in tree:
-            yield from _tensors(item)
+            yield from tensors_in(item)
     elif isinstance(tree, dict):
-        yield from _tensors(list(tree.values()))
+        yield from tensors_in(list(tree.values()))
 
 
-def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+def _stack(known: dict[tuple[Any, ...], tuple[tuple[str, int, str], ...]]) -> tuple[tuple[str, int, str], ...]:
+    """Every frame that is not our own, the innermost first; equal stacks are one object."""
+    frames: list[tuple[Any, int]] = []
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if not frame.f_code.co_filename.startswith(_PACKAGE):
+            frames.append((frame.f_code, frame.f_lineno))
+        frame = frame.f_back
+    key = tuple(frames)
+    if key not in known:
+        known[key] = tuple((code.co_filename, line, code.co_name) for code, line in frames)
+    return known[key]
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """What an optimizer steps."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 

@@ -20,12 +20,14 @@ class ModuleCall:
         recomputing: Whether an activation checkpoint was recomputing it.
         line: The user's line.
         checkpoint: The user's line that called an activation checkpoint around it.
+        root: The user's line that called the outermost module.
         outputs: The events that made what came out.
     """
 
     recomputing: bool
     line: Line | None
     checkpoint: Line | None
+    root: Line | None = None
     outputs: list[Event] = field(default_factory=list)
 
 
@@ -55,6 +57,7 @@ class ModuleUses:
 
     def __init__(self) -> None:
         self.by_id: dict[int, ModuleUse] = {}
+        self.root_line: Line | None = None
         self._stack: list[ModuleUse] = []
 
     @property
@@ -72,7 +75,7 @@ class ModuleUses:
         use.influence |= influence
         use.num_calls += not recomputing
         if module.training and isinstance(module, nn.modules.batchnorm._BatchNorm):
-            use.calls.append(ModuleCall(recomputing, line, checkpoint))
+            use.calls.append(ModuleCall(recomputing, line, checkpoint, self.root_line))
         self._stack.append(use)
 
     def leave(self, module: nn.Module, outputs: list[Event]) -> None:

@@ -165,11 +165,11 @@ _SOFTMAXES = frozenset({F.softmax, F.log_softmax, torch.softmax, torch.log_softm
 def is_over_one_element(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether this is a softmax over a dimension of size 1, a cross-entropy over one class among them."""
     if func is F.cross_entropy:
-        return args[0].dim() > 1 and args[0].shape[1] == 1
+        return bool(args[0].dim() > 1 and args[0].shape[1] == 1)
     if func not in _SOFTMAXES:
         return False
     dim = kwargs.get("dim", args[1] if len(args) > 1 else -1)
-    return isinstance(dim, int) and args[0].dim() > 0 and args[0].shape[dim] == 1
+    return isinstance(dim, int) and bool(args[0].dim() > 0 and args[0].shape[dim] == 1)
 
 
 def is_sum(func: Any, kwargs: dict[str, Any]) -> bool:
