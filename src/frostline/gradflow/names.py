@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
+from itertools import takewhile
 from types import FrameType
 from typing import Any
 
@@ -138,9 +139,9 @@ def describe(names: Iterable[str]) -> str:
     every = sorted(set(names))
     if len(every) == 1:
         return f"'{every[0]}'"
-    first, last = every[0].split("."), every[-1].split(".")  # the two that differ most, sorted as they are
-    shared = [part for part, other in zip(first, last, strict=False) if part == other]
-    if shared and shared == first[: len(shared)]:
+    ends = zip(every[0].split("."), every[-1].split("."), strict=False)  # the two that differ most, as they are sorted
+    shared = [part for part, _ in takewhile(lambda pair: pair[0] == pair[1], ends)]
+    if shared:
         return f"'{'.'.join(shared)}.*' ({len(every)} parameters)"
     listed = ", ".join(f"'{name}'" for name in every[:3])
     return listed + (f" and {len(every) - 3} more" if len(every) > 3 else "")

@@ -15,7 +15,6 @@ from frostline.records import Finding, Place
 from frostline.tracing import Backward, Leaf, OptimizerUse, Update
 from frostline.where import Line
 
-
 _RATE = "its learning rate is 0"
 
 
@@ -189,7 +188,8 @@ class Optimizers(Rule):
         made = place("optimizer", use.made_at or use.steps_at, kind)
         frozen = [n for n in numbers if n not in self._trained[id(use.optimizer)]]
         if any(not group["params"] for group in use.optimizer.param_groups):
-            yield write("FL203", f"{kind} has a parameter group without parameters", [made], level="note")
+            what = f"{kind} has a parameter group without parameters"
+            yield write("FL203", what, [made], level="note", so="the group does nothing", do="see what was to be in it")
         if len(frozen) == len(numbers):
             yield write("FL203", f"{kind} holds {len(numbers)} tensors, and none requires a gradient", [made])
             return

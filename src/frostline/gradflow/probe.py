@@ -126,14 +126,16 @@ def probe_script(
     """
     with in_double() as mode, preserved(nn.Module()):  # an empty module: random states alone
 
-        def run(_: Rerun) -> None:
+        def run(rerun: Rerun) -> None:
+            errors = io.StringIO()
             torch.manual_seed(0)
             np.random.seed(0)
             random.seed(0)
             grad_enabled = torch.is_grad_enabled()
             try:
-                with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+                with redirect_stdout(io.StringIO()), redirect_stderr(errors):
                     run_once()
+                rerun.trouble = "" if rerun.has_ended else _last_line(errors.getvalue())
             finally:
                 torch.set_grad_enabled(grad_enabled)
                 mode.lower()
@@ -242,6 +244,11 @@ def _not_read(question: Question, movement: Movement) -> str:
     if question.term:
         return f"no variable {question.term!r} was found at the backward pass"
     return "the program did not come to the same backward pass again"
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return f"in float64 the script ended by itself: {lines[-1]}" if lines else ""
 
 
 def _unfound(targets: Sequence[Target]) -> tuple[Target, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ class Rerun:
         slopes: By watch: by backward pass, autograd's gradient along the direction.
         positions: By watch: where its parameters stood along the direction, when the loss was read.
         trouble: What the program raised.
+        has_ended: Whether the last backward pass was reached.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class Rerun:
         self.losses: list[dict[int, float]] = [{} for _ in watches]
         self.slopes: list[dict[int, float]] = [{} for _ in watches]
         self.positions: list[float | None] = [None for _ in watches]
-        self.trouble = ""
+        self.trouble, self.has_ended = "", False
         self._mode, self._watches, self._end, self._differentiate = mode, watches, end, differentiate
         self._last = max((number for numbers, _ in watches for number in numbers), default=-1)
         self._num_backwards = 0
@@ -90,6 +92,7 @@ class Rerun:
                 before = self._slopes(watching)
                 results = original(outputs, *args, **kwargs)
                 self._note_slopes(number, watching, before, args, results)
+            self.has_ended = True
             raise self._end
 
         return run
@@ -193,13 +196,21 @@ def _restored(saved: tuple[Any, Any]) -> Any:
 
 
 def _find_scalar(name: str) -> Tensor | None:
-    """A tensor of one element in a variable of the frames above, or under a key of a dictionary there."""
+    """A tensor of one element in the variables of the frames above, their dictionaries and their attributes."""
     frame: Any = sys._getframe(1)
     while frame is not None:
         if not is_library(frame.f_code.co_filename):
-            for variables in (frame.f_locals, *(v for v in list(frame.f_locals.values()) if isinstance(v, dict))):
+            for variables in _scopes(frame.f_locals, 2):
                 value = variables.get(name)
                 if isinstance(value, Tensor) and value.numel() == 1:
                     return value
         frame = frame.f_back
     return None
+
+
+def _scopes(variables: dict[str, Any], depth: int) -> Iterator[dict[str, Any]]:
+    yield variables
+    for value in list(variables.values()) if depth else ():
+        inner = value if isinstance(value, dict) else getattr(value, "__dict__", None)
+        if isinstance(inner, dict) and not isinstance(value, nn.Module | ModuleType):
+            yield from _scopes(inner, depth - 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import replace
 
 from torch import nn
 
@@ -41,16 +41,23 @@ class Roles(Rule):
             rows += self._rows(name, root, held)
         return tuple(rows)
 
-    def _rows(self, name: str, module: nn.Module, held: set[int]) -> Iterator[ModuleRole]:
-        trains = any(p.requires_grad or id(p) in held for p in module.parameters(recurse=True))
-        frozen = any(not p.requires_grad and id(p) not in held for p in module.parameters(recurse=True))
-        children = list(module.named_children())
-        if (trains and frozen and children) or (children and id(module) not in self._called):
-            for child, inner in children:
-                yield from self._rows(f"{name}.{child}" if name else child, inner, held)
-            return
-        if trains or frozen:
-            yield self._row(name or type(module).__name__, module, trains)
+    def _rows(self, name: str, module: nn.Module, held: set[int]) -> list[ModuleRole]:
+        """A module's role where all inside plays it, else those of what is inside."""
+        trains = any(p.requires_grad or id(p) in held for p in module.parameters())
+        frozen = any(not p.requires_grad and id(p) not in held for p in module.parameters())
+        if not trains and not frozen:
+            return []
+        rows: list[ModuleRole] = []
+        for child, inner in module.named_children():
+            rows += self._rows(f"{name}.{child}" if name else child, inner, held)
+        own = self._row(name or type(module).__name__, module, trains)
+        direct = list(module.parameters(recurse=False))
+        if rows and direct:
+            rows.append(self._row(own.module, module, any(p.requires_grad or id(p) in held for p in direct)))
+        same = all((row.role, row.cacheable) == (rows[0].role, rows[0].cacheable) for row in rows)
+        if rows and same and trains != frozen:
+            return [replace(rows[0], module=own.module)]
+        return rows or [own]
 
     def _row(self, name: str, module: nn.Module, trains: bool) -> ModuleRole:
         key = id(module)

@@ -74,10 +74,7 @@ class Session:
 
     def watch_optimizer(self, optimizer: Optimizer) -> None:
         """Know an optimizer before it steps, and number its parameters."""
-        self.procedure.use_of(optimizer)
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                self.leaves.add(parameter)
+        self.procedure.know(optimizer)
 
     @contextmanager
     def running(self) -> Iterator[Session]:
@@ -245,7 +242,7 @@ class Session:
     def _close(self, error: BaseException | None) -> None:
         step, flow = self.step, self.flow
         step.error = error
-        step.modules = flow.modules.by_id
+        step.modules, step.root_calls = flow.modules.by_id, flow.modules.root_calls
         step.draws = flow.notes.draws
         step.escapes = list(flow.notes.escapes.values())
         step.changes = flow.notes.changes

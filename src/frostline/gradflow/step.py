@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from frostline.tracing import Backward, Change, Draw, Escape, Event, ModuleUse, Update
+from frostline.tracing import Backward, Change, Draw, Escape, Event, ModuleUse, RootCall, Update
 from frostline.where import Line
 
 
@@ -55,6 +55,7 @@ class Step:
         clippings: Gradients clipped.
         scaler_updates: Gradient scalers that chose their next scale since the last backward, and the lines.
         modules: How each module was used, by id.
+        root_calls: Forwards called from outside all modules, in order.
         draws: Random numbers drawn in modules.
         escapes: Values that left torch so far.
         changes: Tensors written in place.
@@ -69,6 +70,7 @@ class Step:
     clippings: list[Clipping] = field(default_factory=list)
     scaler_updates: list[tuple[int, Line | None]] = field(default_factory=list)
     modules: dict[int, ModuleUse] = field(default_factory=dict)
+    root_calls: list[RootCall] = field(default_factory=list)
     draws: list[Draw] = field(default_factory=list)
     escapes: list[Escape] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)

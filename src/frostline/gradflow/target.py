@@ -26,7 +26,8 @@ class Target(NamedTuple):
 
     Attributes:
         name: Its name in a module; empty where no module holds it.
-        holder: Its optimizer, counted as they are made, and its place among that optimizer's tensors.
+        holder: Its optimizer, counted as they are made, and its place among that optimizer's tensors; by these it is
+            found again, and by its name where no optimizer holds it.
         tensor: The tensor itself, where the next run uses the same.
     """
 
@@ -66,13 +67,13 @@ class Movement:
         return [t for t, size in zip(self._tensors, self._sizes, strict=True) if t is not None and size is None]
 
     def find(self, tensors: Mapping[str, Tensor], optimizers: Sequence[Optimizer]) -> None:
-        """Look for targets by name, and by their places in optimizers."""
+        """Look for targets by their places in optimizers, else by name."""
         for place, target in enumerate(self._targets):
             if self._tensors[place] is not None:
                 continue
-            if target.name:
+            if target.holder is None:
                 self._tensors[place] = tensors.get(target.name)
-            elif target.holder is not None and target.holder[0] < len(optimizers):
+            elif target.holder[0] < len(optimizers):
                 held = [t for group in optimizers[target.holder[0]].param_groups for t in group["params"]]
                 self._tensors[place] = held[target.holder[1]] if target.holder[1] < len(held) else None
 
@@ -139,7 +140,7 @@ def seeking(movements: Sequence[Movement], move: Callable[[], None]) -> Iterator
                 names.discover(module)
             if not known or any(module is root for root in names.roots.values()):
                 names.refresh()
-                find()
+            find()
             move()
 
     def wrap_making(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ from frostline.gradflow.names import describe
 from frostline.gradflow.rule import Rule, place, write
 from frostline.gradflow.step import Step
 from frostline.records import Finding, Place
-from frostline.tracing import Backward, Event, has_values
+from frostline.tracing import Backward, Event, RootCall, has_values
 from frostline.units import format_bytes
 from frostline.where import Line
 
@@ -27,7 +27,7 @@ class Waste(Rule):
         super().__init__(session)  # type: ignore[arg-type]
         self._arrived = 0
         self._discarded: dict[Line | None, int] = {}
-        self._needless: dict[Line | None, str] = {}
+        self._calls: list[RootCall] = []
         self._losses: list[tuple[int, ref[Tensor], Line | None]] = []
         self._chained: dict[Line, int] = {}
         self._retained: dict[Line | None, tuple[int, set[int]]] = {}
@@ -70,10 +70,8 @@ class Waste(Rule):
             self._losses = [known for known in self._losses if known[1]() is not None]
 
     def _look_for_graphs(self, step: Step) -> None:
-        for use in step.modules.values():
-            for event in use.outputs:
-                if event.reach and event not in step.connected and event.step == step.index:
-                    self._needless.setdefault(event.line, self.names.module(use.module))
+        self._calls += [call for call in step.root_calls if any(event.reach for event in call.outputs)]
+        self._calls = [call for call in self._calls if step.connected.isdisjoint(call.outputs)]
 
     # --- conclusions
 
@@ -119,8 +117,8 @@ class Waste(Rule):
             yield write("FL216", "no optimizer steps after this backward", [place("backward", line)])
 
     def _graphs(self) -> Iterator[Finding]:
-        for line, module in self._needless.items():
-            what = f"'{module}' records a graph here that no backward uses"
+        for line, module in {call.line: call.module for call in self._calls}.items():
+            what = f"'{self.names.module(module)}' records a graph here that no backward uses"
             yield write("FL503", what, [place("forward", line)])
         for line, count in self._chained.items():
             what = "a value with a graph is carried from step to step"

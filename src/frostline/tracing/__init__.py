@@ -7,7 +7,7 @@ from frostline.tracing.flow import FlowTrace
 from frostline.tracing.leaves import Leaf, Leaves
 from frostline.tracing.log import Allocation, AllocationLog, Kind, Phase
 from frostline.tracing.memtrace import MemTrace
-from frostline.tracing.module_use import ModuleUse
+from frostline.tracing.module_use import ModuleUse, RootCall
 from frostline.tracing.notes import Change
 from frostline.tracing.operators import has_no_derivative
 from frostline.tracing.procedure import OptimizerUse, ProcedureTrace, Update
@@ -34,6 +34,7 @@ __all__ = [
     "Phase",
     "ProcedureTrace",
     "Root",
+    "RootCall",
     "Source",
     "Update",
     "build_fake",

@@ -24,11 +24,7 @@ _UP = {
     torch.complex64: torch.complex128,
 }
 _HIGH = frozenset(_UP.values())
-_CASTS = {
-    Tensor.float: torch.float64,
-    Tensor.half: torch.float64,
-    Tensor.bfloat16: torch.float64,
-}
+_CASTS = {Tensor.float: torch.float32, Tensor.half: torch.float16, Tensor.bfloat16: torch.bfloat16}
 _FROM_DATA = frozenset({torch.tensor, torch.as_tensor, torch.asarray})
 _READS_BYTES = frozenset({Tensor.view, torch.frombuffer})  # a dtype says how to read bytes that are there
 _LOW_NAMES = ("FloatTensor", "HalfTensor", "BFloat16Tensor")
@@ -48,7 +44,8 @@ class DoublePrecision(TorchFunctionMode):
         super().__init__()
         self.paused = False
         self._raised: list[tuple[Tensor, Tensor, Tensor | None]] = []
-        self._ids: set[int] = set()
+        self._default = torch.get_default_dtype()
+        self._dtypes: dict[int, torch.dtype] = {}
         # By storage: the storage itself, so that its address is not given to another, and its values in float64.
         self._copies: dict[tuple[int, torch.dtype], tuple[Any, Tensor]] = {}
 
@@ -60,13 +57,17 @@ class DoublePrecision(TorchFunctionMode):
         if self.paused or (func in READ_ONLY and func is not Tensor.type):
             return func(*args, **kwargs)
         if func in _CASTS and not args[0].is_complex():
-            return self._lifted(args[0]).to(_CASTS[func], **kwargs)
+            func, args = Tensor.to, (args[0], _CASTS[func])
+        if func is Tensor.to and self._makes_copy(args, kwargs):
+            kwargs = {**kwargs, "copy": True}
         if func is Tensor.type and len(args) > 1:
             args = (args[0], _double_name(args[1]), *args[2:])
         if func not in _READS_BYTES and not _is_shell(func, args):
             args = tuple(_double_dtype(arg) for arg in args)
             kwargs = {name: _double_dtype(value) for name, value in kwargs.items()}
-        if any(self._is_high(leaf) for leaf in tree_leaves((args, kwargs))) and not _has_own_precision(func):
+        if _is_of_scaler(func):
+            return func(*(arg.float() if isinstance(arg, Tensor) else arg for arg in args), **kwargs)
+        if any(self._is_high(leaf) for leaf in tree_leaves((args, kwargs))):
             self._raise_written(func, args, kwargs)
             args, kwargs = tree_map(self._lifted, (args, kwargs))
         out = func(*args, **kwargs)
@@ -90,7 +91,7 @@ class DoublePrecision(TorchFunctionMode):
             tensor: Of any dtype.
             isolate: Give it memory of its own where it is of another dtype, so that what is written to it is lost.
         """
-        if tensor.is_inference() or id(tensor) in self._ids or not (isolate or tensor.dtype in _UP):
+        if tensor.is_inference() or id(tensor) in self._dtypes or not (isolate or tensor.dtype in _UP):
             return
         with self.aside(), torch.no_grad():
             original, gradient = tensor.data, tensor.grad if tensor.is_leaf else None
@@ -100,7 +101,7 @@ class DoublePrecision(TorchFunctionMode):
             if gradient is not None:
                 tensor.grad = gradient.to(tensor.dtype, copy=True)
             self._raised.append((tensor, original, gradient))
-            self._ids.add(id(tensor))
+            self._dtypes[id(tensor)] = original.dtype
 
     def reset(self) -> None:
         """Give every raised tensor the values it was raised with."""
@@ -118,7 +119,7 @@ class DoublePrecision(TorchFunctionMode):
                 if gradient is not None:
                     tensor.grad = gradient
         self._raised.clear()
-        self._ids.clear()
+        self._dtypes.clear()
         self._copies.clear()
 
     def _copy(self, original: Tensor) -> Tensor:
@@ -129,6 +130,12 @@ class DoublePrecision(TorchFunctionMode):
             whole = original.as_strided((original.untyped_storage().nbytes() // original.element_size(),), (1,), 0)
             self._copies[key] = original.untyped_storage(), whole.to(dtype, copy=True)
         return self._copies[key][1].as_strided(original.size(), original.stride(), original.storage_offset())
+
+    def _makes_copy(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a cast that now does nothing makes another tensor in the program: under no_grad, a cut."""
+        own = self._dtypes.get(id(args[0]), self._default)
+        wanted = {value for value in (*args[1:], *kwargs.values()) if isinstance(value, torch.dtype)}
+        return args[0].dtype in _HIGH and not args[0].is_complex() and bool(wanted & _UP.keys()) and own not in wanted
 
     def _is_high(self, value: Any) -> bool:
         if not isinstance(value, Tensor):
@@ -184,7 +191,7 @@ class DoublePrecision(TorchFunctionMode):
 def in_double() -> Iterator[DoublePrecision]:
     """Run what is inside in float64: the default dtype, modules that are called, optimizers' states, no autocast.
 
-    On exit every tensor that was raised is what it was, also after an exception. Lower-precision inputs stay as they
+    On exit every tensor that was raised is what it was, also after an exception. Gradient scalers scale by 1. Lower-precision inputs stay as they
     are, and are cast where they meet float64. Compiled regions run eager.
     """
     mode, default = DoublePrecision(), torch.get_default_dtype()
@@ -203,6 +210,7 @@ def in_double() -> Iterator[DoublePrecision]:
             (torch, "set_default_dtype", _wrap_default),
             (torch, "set_default_tensor_type", _wrap_default),
             (torch.amp.autocast, "__enter__", _wrap_autocast),
+            (torch.amp.GradScaler, "scale", _wrap_scaling),
         ):
             stack.enter_context(wrapped(owner, name, wrap))
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))
@@ -224,6 +232,14 @@ def _wrap_autocast(original: Callable[..., Any]) -> Callable[..., Any]:
             context._enabled = enabled
 
     return enter
+
+
+def _wrap_scaling(original: Callable[..., Any]) -> Callable[..., Any]:
+    def scale(scaler: Any, outputs: Any) -> Any:
+        original(scaler, outputs)  # makes the scale that later calls ask for
+        return outputs
+
+    return scale
 
 
 def _double_dtype(value: Any) -> Any:
@@ -250,5 +266,6 @@ def _is_shell(func: Any, args: tuple[Any, ...]) -> bool:
     return func is torch.empty and args[:1] in (((0,),), (0,))
 
 
-def _has_own_precision(func: Any) -> bool:
-    return getattr(func, "__name__", "").startswith("_amp_")  # the scaler's flags are float32
+def _is_of_scaler(func: Any) -> bool:
+    """Whether its single tensors, a gradient scaler's own, must be float32; in copies of them the scale stays put."""
+    return getattr(func, "__name__", "").startswith("_amp_")

@@ -43,6 +43,9 @@ from frostline.tracing.values import is_transformed, tensors_in
 from frostline.where import Line
 
 
+_NOTHING = Source(None, 0, 0, -1)
+
+
 class Listener(Protocol):
     """Who is told, while a step runs, where it is."""
 
@@ -145,6 +148,8 @@ class FlowTrace(TorchFunctionMode):
             and (event is None or isinstance(tensor, nn.Parameter))
         ):
             number = self.leaves.add(tensor, Leaf(tensor, line=locate().line))
+        if number >= 0 and not tensor.requires_grad and not self.leaves.all[number].is_held:
+            return _NOTHING  # it was frozen after it was made
         if number >= 0:
             self.leaves.all[number].use_in(self.step)
             bit = 1 << number
@@ -229,6 +234,8 @@ class FlowTrace(TorchFunctionMode):
         if func in ESCAPES:
             self.notes.escape(ESCAPES[func], influence, self.step)
             return out
+        if event_kind(func) == "data":
+            self.notes.aliased(args[0], out)
         mutated = [t for t, old in zip(tensors, versions, strict=True) if old is not None and t._version != old]
         if in_place and not mutated:
             mutated = tensors[:1]
@@ -347,9 +354,9 @@ class FlowTrace(TorchFunctionMode):
         recomputing, influence = is_recomputing(), 0
         if not recomputing:
             if self.modules.current is None:
-                self.modules.root_line = locate().line
-            if self.modules.current is None and not is_transformed():
-                self.listener.began_forward(module)
+                if not is_transformed():
+                    self.listener.began_forward(module)
+                self.modules.begin_root(module, locate().line)
             for tensor in tensors_in(inputs):
                 influence |= self.source(tensor).influence
         moves = module.training and isinstance(module, _BatchNorm)

@@ -24,6 +24,7 @@ class Leaf:
         through: The tensor in whose graph a hidden leaf was found.
         made_in: The step in which the program made it require a gradient; -1 where that was not seen.
         used_at: The user's line that first recorded an operator on it.
+        is_held: Whether an optimizer holds it, so that it trains in some phase even if it is frozen now.
         used_in: The steps whose operators read it.
     """
 
@@ -33,6 +34,7 @@ class Leaf:
     through: ReferenceType[Tensor] | None = None
     made_in: int = -1
     used_at: Line | None = None
+    is_held: bool = False
     used_in: set[int] = field(default_factory=set)
 
     def use_in(self, step: int) -> None:

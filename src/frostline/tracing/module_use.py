@@ -52,13 +52,32 @@ class ModuleUse:
     calls: list[ModuleCall] = field(default_factory=list)
 
 
+@dataclass(slots=True, eq=False)
+class RootCall:
+    """One forward that was called from outside all modules.
+
+    Attributes:
+        module: The module.
+        line: The user's line.
+        outputs: The events that made what came out.
+    """
+
+    module: nn.Module
+    line: Line | None
+    outputs: list[Event] = field(default_factory=list)
+
+
 class ModuleUses:
     """Keeps the stack of running modules, and a record of each one that ran."""
 
     def __init__(self) -> None:
         self.by_id: dict[int, ModuleUse] = {}
-        self.root_line: Line | None = None
+        self.root_calls: list[RootCall] = []
         self._stack: list[ModuleUse] = []
+
+    def begin_root(self, module: nn.Module, line: Line | None) -> None:
+        """A forward is called from outside all modules."""
+        self.root_calls.append(RootCall(module, line))
 
     @property
     def current(self) -> nn.Module | None:
@@ -75,7 +94,9 @@ class ModuleUses:
         use.influence |= influence
         use.num_calls += not recomputing
         if module.training and isinstance(module, nn.modules.batchnorm._BatchNorm):
-            use.calls.append(ModuleCall(recomputing, line, checkpoint, self.root_line))
+            use.calls.append(
+                ModuleCall(recomputing, line, checkpoint, self.root_calls[-1].line if self.root_calls else None)
+            )
         self._stack.append(use)
 
     def leave(self, module: nn.Module, outputs: list[Event]) -> None:
@@ -86,11 +107,13 @@ class ModuleUses:
                 use.outputs = [*use.outputs, *outputs][-_MOST_OUTPUTS:]
                 if use.calls:
                     use.calls[-1].outputs += outputs
+                if not self._stack and self.root_calls:
+                    self.root_calls[-1].outputs = outputs
                 return
 
     def end_step(self) -> None:
         """Begin a new record; what runs goes on running."""
-        self.by_id = {}
+        self.by_id, self.root_calls = {}, self.root_calls[-1:] if self._stack else []
 
     def drew(self) -> None:
         """Something drew random numbers: every running module is random."""

@@ -179,7 +179,7 @@ def _carries(source: Source, event: Event) -> bool:
 
 
 def _generator_state(inputs: list[Tensor]) -> bytes | None:
-    if not all(map(has_values, inputs)):
+    if torch._guards.detect_fake_mode() is not None or not all(map(has_values, inputs)):
         return None
     on_cuda = any(tensor.is_cuda for tensor in inputs)
     state = torch.cuda.get_rng_state() if on_cuda else torch.get_rng_state()

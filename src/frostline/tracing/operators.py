@@ -65,6 +65,7 @@ _KINDS: dict[Any, EventKind] = {
     torch.tensor: "rewrap",
     torch.asarray: "rewrap",
     Tensor.new_tensor: "rewrap",
+    torch.autograd.grad: "gradient",
 }
 _WITH_NUMBER = {
     Tensor.mul: 1, Tensor.__rmul__: 1, Tensor.div: -1, Tensor.true_divide: -1, torch.mul: 1, torch.div: -1,

@@ -154,13 +154,17 @@ class ProcedureTrace:
         """The record of an optimizer, new or known."""
         return self.optimizers.setdefault(id(optimizer), OptimizerUse(optimizer, made_at))
 
+    def know(self, optimizer: Optimizer, made_at: Line | None = None) -> None:
+        """Take up an optimizer before it steps, and number its parameters."""
+        self.use_of(optimizer, made_at)
+        self._numbered(optimizer)
+
     # --- optimizers
 
     def _wrap_making(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def made(optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
             result = original(optimizer, *args, **kwargs)
-            self.use_of(optimizer, user_place(2))
-            self._numbered(optimizer)
+            self.know(optimizer, user_place(2))
             return result
 
         return made
@@ -193,7 +197,10 @@ class ProcedureTrace:
 
     def _numbered(self, optimizer: Optimizer) -> list[tuple[int, Tensor]]:
         tensors = [tensor for group in optimizer.param_groups for tensor in group["params"]]
-        return [(self._flow.leaves.add(tensor), tensor) for tensor in tensors]
+        numbered = [(self._flow.leaves.add(tensor), tensor) for tensor in tensors]
+        for number, _ in numbered:
+            self._flow.leaves.all[number].is_held = True
+        return numbered
 
     # --- gradient scalers
 

@@ -54,6 +54,8 @@ def magnitude_of(tensor: Tensor) -> Tensor:
     plain = tensor.detach()
     if plain.is_sparse:
         plain = plain.coalesce().values()
+    elif plain.is_nested:
+        plain = plain.values()
     if not plain.numel():
         return torch.zeros(())
     if plain.is_complex():
