@@ -14,12 +14,16 @@ __all__ = [
     "FeatureCache",
     "Workload",
     "__version__",
+    "assert_gradients_flow",
+    "audit",
+    "auditing",
     "checkpoint_",
     "chunked_cross_entropy",
     "chunked_map",
     "compare_gradients",
     "estimate",
     "evaluate",
+    "fake_tensors",
     "freeze_",
     "measure",
     "train",
@@ -27,18 +31,22 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from frostline.gradflow import assert_gradients_flow, audit, auditing
     from frostline.memory import Workload, estimate, measure
     from frostline.ops import FeatureCache, checkpoint_, chunked_cross_entropy, chunked_map
     from frostline.proof import compare_gradients
     from frostline.regions import freeze_, unfreeze_
+    from frostline.tracing import fake_tensors
     from frostline.workflow import evaluate, train
 
 
 _ROOMS = {
+    "gradflow": ("assert_gradients_flow", "audit", "auditing"),
     "memory": ("Workload", "estimate", "measure"),
     "ops": ("FeatureCache", "checkpoint_", "chunked_cross_entropy", "chunked_map"),
     "proof": ("compare_gradients",),
     "regions": ("freeze_", "unfreeze_"),
+    "tracing": ("fake_tensors",),
     "workflow": ("evaluate", "train"),
 }
 

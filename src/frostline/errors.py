@@ -9,6 +9,7 @@ The text is made here and nowhere else, so that each one can be rendered by a te
     ├── ShapeError         two shapes that had to agree
     ├── DeviceError        a device that is not there
     ├── StepError          a step that cannot be run or measured
+    ├── AuditError         a step that can be run, and should not be: its gradients are wrong
     └── MissingExtraError  an optional package that is not installed
 """
 
@@ -66,6 +67,10 @@ class DeviceError(FrostlineError):
 
 class StepError(FrostlineError):
     """A step cannot be run or measured."""
+
+
+class AuditError(FrostlineError):
+    """A step has faults that nobody has accepted."""
 
 
 class ShapeError(FrostlineError):

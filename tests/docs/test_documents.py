@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ["README.md", "docs/semcom.md"]
+DOCUMENTS = ["README.md", "docs/audit.md", "docs/semcom.md"]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -23,14 +23,29 @@ def test_commands_in_the_documents_parse(document, tmp_path, monkeypatch, capsys
     from frostline.cli.main import main
 
     text = (ROOT / document).read_text().replace("\\\n", " ")
-    verbs = r"frostline ((?:train|measure|evaluate) [^`\n]*)"
+    verbs = r"frostline ((?:train|audit|measure|evaluate) [^`\n]*)"
     commands = re.findall(rf"(?:^|`|torchrun --nproc-per-node 2 -m ){verbs}", text, re.M)
+    commands = [command for command in commands if ".py" not in command]  # a script is run, not resolved
     assert commands
     monkeypatch.chdir(tmp_path)
     for command in commands:
         words = [word for word in command.partition("#")[0].split() if word != "--help"]
         assert main([*words, "--print-config"]) == 0, command
     assert "name: semcom" in capsys.readouterr().out
+
+
+def test_the_audit_in_the_readme_is_what_is_printed(monkeypatch, capsys):
+    from frostline.cli.main import main
+
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "README.md").read_text()
+    command = re.search(r"`frostline (audit tests/[^`]*)`", text)
+    shown = re.search(r"```text\n(FL.*?)```", text, re.DOTALL)
+    assert command and shown
+    assert main(command[1].split()) == 1
+    printed = re.sub(r"\([\d.]+ s\)", "", capsys.readouterr().out).splitlines()
+    for line in re.sub(r"\([\d.]+ s\)", "", shown[1]).splitlines():
+        assert line in printed
 
 
 @pytest.mark.parametrize("document", [*DOCUMENTS, "CONTRIBUTING.md", "docs/advice.md"])

@@ -43,7 +43,15 @@ def test_train_writes_checkpoint_configuration_log_and_record(tmp_path, capsys):
         assert part in err
     assert "one step peaks at" in err
     files = {file.name: file.stat().st_size for file in (tmp_path / "run").iterdir()}
-    assert set(files) == {"codec.safetensors", "resume.pt", "config.yaml", "log.jsonl", "run.json", "memory.json"}
+    assert set(files) == {
+        "codec.safetensors",
+        "resume.pt",
+        "config.yaml",
+        "log.jsonl",
+        "run.json",
+        "memory.json",
+        "audit.json",
+    }
     assert files["codec.safetensors"] < 400_000, "the checkpoint holds the codec alone"
     steps = [from_json(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [step.step for step in steps if isinstance(step, StepRecord)] == [2, 4]

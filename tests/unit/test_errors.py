@@ -4,6 +4,7 @@ import pytest
 
 from frostline import errors
 from frostline.errors import (
+    AuditError,
     CheckpointError,
     ConfigError,
     DataError,
@@ -25,6 +26,7 @@ RENDERED = {
     CheckpointError: (CheckpointError("it is damaged", do="resume"), "it is damaged\n  do     resume"),
     DeviceError: (DeviceError("there is no cuda:0", do="use cpu"), "there is no cuda:0\n  do     use cpu"),
     StepError: (StepError("no gradient", where="step 3"), "no gradient\n  where  step 3"),
+    AuditError: (AuditError("1 fault", do="mend it"), "1 fault\n  do     mend it"),
     ShapeError: (
         ShapeError("the output", expected=("batch", 16, 128), actual=(2, 4), where="Mine", do="return it"),
         "the output must have shape (batch, 16, 128), got (2, 4)\n  where  Mine\n  do     return it",

@@ -2,35 +2,86 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from frostline.cli.request import ConfigName, DeviceName, Json, PrintConfig, Words, read_request
+from frostline.cli.request import DeviceName, Json, PrintConfig, Words, read_request
 from frostline.cli.screen import output
-from frostline.config import dump_config
-from frostline.records import to_json
+from frostline.cli.script import AsModule, TargetName, config_words, exit_code_of, is_script, script_arguments
+from frostline.config import Count, dump_config
+from frostline.errors import ConfigError
+from frostline.records import MemoryReport, to_json
 from frostline.reports.terminal import memory_view
+
+_STEPS = "Training steps of a script to see; the first is a warm-up if there are more. [default: 2]"
+_TRACE = "Also write the step as a Chrome trace, for ui.perfetto.dev."
+_SNAPSHOT = "Also write it as a memory snapshot with stacks, for pytorch.org/memory_viz."
 
 
 def measure(
-    config: ConfigName,
+    target: TargetName,
     *words: Words,
+    module: AsModule = False,
+    steps: Annotated[Count | None, Parameter(help=_STEPS)] = None,
     fake: Annotated[bool, Parameter(negative="", help="Predict on fake tensors: no weights, no data, no GPU.")] = False,
     device: DeviceName = "auto",
+    trace: Annotated[Path | None, Parameter(help=_TRACE)] = None,
+    snapshot: Annotated[Path | None, Parameter(help=_SNAPSHOT)] = None,
     json: Json = False,
     print_config: PrintConfig = False,
 ) -> int:
-    """Measure one training step of a system: its peak, and what is alive there.
+    """Measure training steps: their peak, and what is alive there.
 
-    Every key of the configuration is a word: --training.batch-size 8. `frostline measure semcom --help` lists them.
+    A system: every key of its configuration is a word, such as
+    --training.batch-size 8; `frostline measure semcom --help` lists them.
+
+    A script, unmodified: frostline measure train.py --steps 2 -- ARGS
+    What follows -- is the script's. It runs until its steps are seen and is
+    stopped there; one that trains nothing is measured as a whole. With --json,
+    what the script prints goes to standard error.
     """
-    request = read_request(config, words)
+    if is_script(target, module):
+        if fake or print_config or device != "auto":
+            raise ConfigError(
+                "a script runs as it is", where=target, do="leave out --fake, --device and --print-config"
+            )
+        return _measure_script(target, script_arguments(target, words), module, steps or 2, trace, snapshot, json)
+    if steps is not None:
+        raise ConfigError("--steps is for training scripts", where=target, do="leave it out: one step is measured")
+    request = read_request(target, config_words(target, words))
     if print_config:
         output(dump_config(request))
         return 0
-    from frostline import workflow
+    from frostline.workflow.measurement import Exports, measure_system
 
-    report = workflow.measure_system(request, fake=fake, device=device)
-    output(to_json(report, indent=1) if json else memory_view(report))
+    _show(measure_system(request, fake=fake, device=device, exports=Exports(trace, snapshot)), json)
     return 0
+
+
+def _measure_script(
+    target: str,
+    arguments: tuple[str, ...],
+    module: bool,
+    steps: int,
+    trace: Path | None,
+    snapshot: Path | None,
+    json: bool,
+) -> int:
+    from frostline.workflow.measurement import Exports, measure_script
+
+    report, end = measure_script(
+        target, arguments, num_steps=steps, module=module, quiet=json, exports=Exports(trace, snapshot)
+    )
+    if end.reason != "interrupted":
+        _show(report, json)
+    code = exit_code_of(end, "measured")
+    if "saved tensor hooks" in end.error_text:
+        sys.stderr.write("frostline: gradients of torch.func cannot be measured: torch allows no hooks beside them\n")
+    return code
+
+
+def _show(report: MemoryReport, json: bool) -> None:
+    output(to_json(report, indent=1) if json else memory_view(report))

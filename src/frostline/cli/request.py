@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -25,6 +26,11 @@ def read_request(name: str, words: tuple[str, ...]) -> RunConfig:
     """
     source = source_of(name)
     return load_config(config_class(source.system), source, words)
+
+
+def listed(texts: Iterable[str]) -> tuple[str, ...]:
+    """What an option was given, several times or separated by commas."""
+    return tuple(part.strip() for text in texts for part in text.split(",") if part.strip())
 
 
 def source_of(name: str) -> ConfigSource:

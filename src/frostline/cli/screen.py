@@ -9,6 +9,7 @@ from rich.console import Console, RenderableType
 
 from frostline.reports.progress import ProgressReport
 
+_UNWRAPPED = 10_000
 INTERRUPTED = 130
 """Exit code of a run that Ctrl-C ended: 128 and the signal's number, as shells do."""
 
@@ -25,7 +26,19 @@ def output(what: RenderableType) -> None:
     if isinstance(what, str):
         sys.stdout.write(what if what.endswith("\n") else what + "\n")
     else:
-        Console().print(what)
+        _print(what)
+
+
+def _print(what: RenderableType) -> None:
+    console = Console()
+    if console.is_terminal:
+        console.print(what)
+        return
+    if "COLUMNS" not in os.environ:
+        console = Console(width=_UNWRAPPED)  # a place must not be broken in two where a program reads it
+    with console.capture() as captured:
+        console.print(what)
+    sys.stdout.writelines(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
 
 def progress() -> ProgressReport:

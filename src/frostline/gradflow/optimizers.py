@@ -187,7 +187,7 @@ class Optimizers(Rule):
         kind = type(use.optimizer).__name__
         made = place("optimizer", use.made_at or use.steps_at, kind)
         frozen = [n for n in numbers if n not in self._trained[id(use.optimizer)]]
-        if any(not group["params"] for group in use.optimizer.param_groups):
+        if numbers and any(not group["params"] for group in use.optimizer.param_groups):
             what = f"{kind} has a parameter group without parameters"
             yield write("FL203", what, [made], level="note", so="the group does nothing", do="see what was to be in it")
         if len(frozen) == len(numbers):

@@ -87,6 +87,8 @@ def probe_step(
         optimizers: All that it steps.
         learners: All that learns, to look from another point where a loss stands still.
     """
+    if not questions:
+        return ()
     root, optimizers, learners = nn.ModuleList(modules), tuple(optimizers), list(learners)
     asked = [target.tensor for question in questions for target in question.targets if target.tensor is not None]
     with in_double() as mode:
@@ -124,6 +126,8 @@ def probe_script(
         learners: All that learns.
         end: Raised in the script to end it; `run_once` may catch it.
     """
+    if not questions:
+        return ()
     with in_double() as mode, preserved(nn.Module()):  # an empty module: random states alone
 
         def run(rerun: Rerun) -> None:
@@ -169,8 +173,6 @@ class _Probe:
 
     def answer(self, questions: Sequence[Question]) -> tuple[Difference, ...]:
         """One difference for each question."""
-        if not questions:
-            return ()
         movements = [Movement(question.targets, seed=seed) for seed, question in enumerate(questions)]
         base = self._rerun(questions, movements, differentiate=True)
         again = self._rerun(questions, [Movement(q.targets, seed=seed) for seed, q in enumerate(questions)])

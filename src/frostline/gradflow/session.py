@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,29 @@ from frostline.gradflow.intent import Intent
 from frostline.gradflow.names import Names
 from frostline.gradflow.rule import Rule
 from frostline.gradflow.step import Clearing, Clipping, Step
-from frostline.tracing import Backward, Change, FlowTrace, Leaf, Leaves, ProcedureTrace, Update, has_values
+from frostline.tracing import (
+    Backward,
+    Change,
+    FlowTrace,
+    Leaf,
+    Leaves,
+    OptimizerUse,
+    ProcedureTrace,
+    Update,
+    gradient_state,
+    has_values,
+)
 from frostline.where import Line
+
+
+class ByHand(Optimizer):
+    """Stands for a program that updates parameters itself, without an optimizer."""
+
+    def __init__(self, parameters: list[Tensor]) -> None:
+        super().__init__(parameters, {})
+
+    def step(self, closure: Any = None) -> Any:
+        """Nothing: the program does it."""
 
 
 class Session:
@@ -59,6 +81,7 @@ class Session:
         self.wall_seconds = 0.0
         self.is_fake = torch._guards.detect_fake_mode() is not None
         self._enough = enough
+        self._by_hand: dict[Line | None, OptimizerUse] = {}
         self._begun = False
         self._scaler_updates: list[tuple[int, Line | None]] = []
         self.rules: list[Rule] = []
@@ -149,11 +172,28 @@ class Session:
         """An optimizer has stepped, or a scaler skipped it; what is computed from now on is the next step's."""
         self.flow.step = self.step.index + 1
         self.step.updates.append(update)
-        for rule in self.rules:
-            rule.updated(update)
-        for number in update.gradients:
-            seen = self.consumed.setdefault((number, id(update.use.optimizer)), set())
-            seen.update(self.contributions.get(number, ()))
+        self._consume(update)
+
+    def wrote(self, number: int, line: Line | None) -> None:
+        """The program wrote to a leaf itself: with a gradient that no optimizer will read, that is an update."""
+        tensor = self.leaves.all[number].tensor
+        if tensor.grad is None or number not in self.contributions:
+            return
+        if any(not isinstance(optimizer, ByHand) for optimizer in self.held().get(number, ())):
+            return
+        with self.unseen():
+            if line not in self._by_hand:
+                self._by_hand[line] = self.procedure.use_of(ByHand([tensor]), line)
+            use = self._by_hand[line]
+            held = use.optimizer.param_groups[0]["params"]
+            if not any(other is tensor for other in held):
+                held.append(tensor)
+            update = next((update for update in self.step.updates if update.use is use), None)
+            if update is None:
+                update = Update(use, line)
+                self.step.updates.append(update)
+                self.flow.step = self.step.index + 1
+            update.gradients[number], update.moved[number] = gradient_state(tensor), True
 
     def cleared(self, parameters: list[Tensor], line: Line | None, to_none: bool) -> None:
         """Gradients are about to be cleared."""
@@ -249,6 +289,10 @@ class Session:
         self.last_changes = step.changes
         with self.unseen():
             self.names.refresh()
+            for update in step.updates:
+                if isinstance(update.use.optimizer, ByHand):
+                    update.use.num_updates += 1
+                    self._consume(update)
             if step.updates:
                 optimizers = tuple(dict.fromkeys(id(update.use.optimizer) for update in step.updates))
                 lines = tuple(dict.fromkeys(backward.line for backward in step.backwards))
@@ -261,6 +305,14 @@ class Session:
         flow.step = self.step.index
         if self._enough is not None and error is None:
             self._enough(self)
+
+    def _consume(self, update: Update) -> None:
+        """Let the rules see whose gradients an update reads, and note that it has read them."""
+        for rule in self.rules:
+            rule.updated(update)
+        for number in update.gradients:
+            seen = self.consumed.setdefault((number, id(update.use.optimizer)), set())
+            seen.update(self.contributions.get(number, ()))
 
     def _drop_cleared(self) -> None:
         for number in list(self.contributions):

@@ -8,13 +8,14 @@ from collections.abc import Iterable
 from frostline.records import LivePoint
 from frostline.tracing import Allocation, AllocationLog
 
+SAVED = "saved for backward"
 CATEGORIES = (
     "parameters",
     "gradients",
     "optimizer state",
     "buffers",
     "inputs",
-    "saved for backward",
+    SAVED,
     "temporaries",
 )
 
@@ -40,11 +41,18 @@ def alive(log: AllocationLog, device: str, num_events: int) -> Counter[int]:
     )
 
 
+def category(allocation: Allocation) -> str:
+    """What a storage is, one of `CATEGORIES`."""
+    if allocation.kind == "step":
+        return SAVED if allocation.saved else "temporaries"
+    return allocation.kind
+
+
 def by_category(log: AllocationLog, storages: Counter[int]) -> dict[str, int]:
     """Bytes of the storages by what they are, in the order of `CATEGORIES`."""
     totals = dict.fromkeys(CATEGORIES, 0)
     for number, num_bytes in storages.items():
-        totals[_category(log.allocations[number])] += num_bytes
+        totals[category(log.allocations[number])] += num_bytes
     return totals
 
 
@@ -54,6 +62,24 @@ def by_module(log: AllocationLog, storages: Counter[int]) -> dict[str, int]:
     for number, num_bytes in storages.items():
         totals[place(log.allocations[number])] += num_bytes
     return dict(totals.most_common())
+
+
+def by_line(log: AllocationLog, storages: Counter[int]) -> dict[str, int]:
+    """Bytes of the storages by the user's line; what no line allocated stands under an empty one. Largest first."""
+    totals: Counter[str] = Counter()
+    for number, num_bytes in storages.items():
+        totals[log.allocations[number].line] += num_bytes
+    return dict(totals.most_common())
+
+
+def saved_by(log: AllocationLog, storages: Counter[int]) -> dict[str, int]:
+    """Bytes saved for backward, by the part of the model that keeps them."""
+    totals = {"trainable parts": 0, "frozen parts": 0}
+    for number, num_bytes in storages.items():
+        allocation = log.allocations[number]
+        if category(allocation) == SAVED:
+            totals[f"{allocation.saved_by} parts"] += num_bytes
+    return totals
 
 
 def place(allocation: Allocation) -> str:
@@ -82,9 +108,3 @@ def thin(live: Iterable[int], num_points: int = 400) -> tuple[LivePoint, ...]:
 
 def _height(point: LivePoint) -> int:
     return point.live_bytes
-
-
-def _category(allocation: Allocation) -> str:
-    if allocation.kind == "step":
-        return "saved for backward" if allocation.saved else "temporaries"
-    return allocation.kind

@@ -5,19 +5,17 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DynamicOutputShapeException
 
 from frostline.errors import StepError
-from frostline.memory.analysis import alive, by_category, by_module, describe, live_bytes, thin
+from frostline.memory.recording import record_log, records_stacks
+from frostline.memory.report import build_report
 from frostline.records import AllocatorCounters, MemoryReport
 from frostline.regions import preserved
 from frostline.tracing import AllocationLog, MemTrace, build_fake, fake_tensors
-
-_KERNELS = "scratch memory inside single operators (oneDNN, FFT, attention kernels)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +57,7 @@ def measure(
     """
     workload = Workload(step=step, model=model, optimizers=tuple(optimizers), inputs=inputs)
     log, allocator = _trace(workload, warmup_steps)
-    return _report(log, _device(model), "measured", (_KERNELS,), allocator)
+    return build_report(log, _device(model), "measured", allocator=allocator)
 
 
 def estimate(build_model: Callable[[], nn.Module], build_workload: Callable[[nn.Module], Workload]) -> MemoryReport:
@@ -85,13 +83,13 @@ def estimate(build_model: Callable[[], nn.Module], build_workload: Callable[[nn.
                 do="measure a real step instead",
             ) from error
     guesses = tuple(f"{text} ({count} times)" for text, count in mode.guesses.items())
-    return _report(log, _device(workload.model), "predicted", (_KERNELS, *guesses), allocator)
+    return build_report(log, _device(workload.model), "predicted", not_seen=guesses, allocator=allocator)
 
 
 def _trace(workload: Workload, warmup_steps: int) -> tuple[AllocationLog, AllocatorCounters | None]:
     on_cuda = _device(workload.model) == "cuda"
     with preserved(workload.model, workload.optimizers):
-        trace = MemTrace(workload.model, workload.optimizers, workload.inputs)
+        trace = MemTrace(workload.model, workload.optimizers, workload.inputs, stacks=records_stacks())
         with trace:
             for _ in range(warmup_steps):
                 workload.step()
@@ -100,41 +98,15 @@ def _trace(workload: Workload, warmup_steps: int) -> tuple[AllocationLog, Alloca
                 torch.cuda.reset_peak_memory_stats()
             trace.begin_step()
             workload.step()
-        return trace.log, _allocator_counters() if on_cuda else None
+        record_log(trace.log, _device(workload.model))
+        return trace.log, allocator_counters() if on_cuda else None
 
 
-def _allocator_counters() -> AllocatorCounters:
+def allocator_counters() -> AllocatorCounters:
+    """What CUDA's allocator has counted since its peaks were last reset."""
     return AllocatorCounters(
         peak_allocated_bytes=torch.cuda.max_memory_allocated(),
         peak_reserved_bytes=torch.cuda.max_memory_reserved(),
-    )
-
-
-def _report(
-    log: AllocationLog,
-    device: str,
-    method: Literal["measured", "predicted"],
-    not_seen: tuple[str, ...],
-    allocator: AllocatorCounters | None,
-) -> MemoryReport:
-    live = live_bytes(log, device)
-    peak_bytes = max(live)
-    num_events = live.index(peak_bytes)
-    at_peak = alive(log, device, num_events)
-    culprit = log.allocations[log.events[log.step_start + num_events - 1][0]] if num_events else None
-    return MemoryReport(
-        peak_bytes=peak_bytes,
-        resident_bytes=live[0],
-        by_category=by_category(log, at_peak),
-        by_module=by_module(log, at_peak - alive(log, device, 0)),
-        peak_at=describe(culprit) if culprit else "before the step",
-        peak_line=culprit.line if culprit else "",
-        timeline=thin(live),
-        method=method,
-        device=device,
-        num_ops=log.num_ops,
-        not_seen=(*not_seen, *sorted(log.not_seen)),
-        allocator=allocator,
     )
 
 

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Iterator
+
 from rich.console import Group, JustifyMethod, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from frostline.records import Component, Curve, EvaluationReport, MemoryReport, PeakTable, RunReport
+from frostline.records import (
+    AuditedPhase,
+    AuditReport,
+    Component,
+    Curve,
+    EvaluationReport,
+    Finding,
+    MemoryReport,
+    ModuleRole,
+    PeakTable,
+    RunReport,
+    TermFlow,
+)
+from frostline.reports.findings import Hanging, findings_lines
 from frostline.units import format_bytes, format_count, format_mib, format_seconds
 
-_MAX_MODULES = 8
+_MAX_PLACES = 8
+_MAX_ROLES = 24
+_MAX_TERM_COLUMNS = 6
 
 
 def components_view(components: tuple[Component, ...], notes: tuple[str, ...]) -> RenderableType:
@@ -24,12 +43,108 @@ def components_view(components: tuple[Component, ...], notes: tuple[str, ...]) -
     return Group(table, *(Text(f"  {line}", style="dim") for line in notes))
 
 
+def audit_view(report: AuditReport, *, source: bool = True) -> RenderableType:
+    """What an audit found: findings, phases, roles, what each loss term trains, what was not looked at, the verdict.
+
+    Args:
+        report: What was found.
+        source: Whether findings show the lines of the program that they name.
+    """
+    parts: list[RenderableType] = list(findings_lines(report.findings, source=source))
+    parts += (Hanging(Text("phase  ", "bold"), Text(_phase(phase))) for phase in report.phases)
+    if report.phases:
+        parts.append(Text())
+    if report.roles:
+        parts += [_roles(report.roles), Text()]
+    if len(report.terms) > 1:
+        parts += [_terms(report.terms), Text()]
+    parts += (Hanging(Text("not examined  ", "dim"), Text(what, "dim")) for what in report.not_examined)
+    parts.append(_verdict(report))
+    return Group(*parts)
+
+
+def _phase(phase: AuditedPhase) -> str:
+    reached = f"gradients reach {phase.num_reached} of {phase.num_parameters} parameter tensors"
+    skipped = f", {_counted(phase.num_skipped, 'update')} skipped" if phase.num_skipped else ""
+    steps, backwards = _counted(phase.num_steps, "step"), _counted(phase.num_backwards, "backward")
+    return f"{phase.name}: {steps}, {backwards}{skipped}; {reached}"
+
+
+def _roles(roles: tuple[ModuleRole, ...]) -> Table:
+    """One row a module; numbered ones that play the same role share one."""
+    alike: dict[tuple[str, str, bool, str], list[str]] = {}
+    for row in roles:
+        key = (re.sub(r"(?<=\.)\d+(?=\.|$)", "*", row.module), row.role, row.cacheable, row.why)
+        alike.setdefault(key, []).append(row.module)
+    table = _table("module", "role", "cacheable", "why")
+    for (pattern, role, cacheable, why), names in list(alike.items())[:_MAX_ROLES]:
+        name = names[0] if len(names) == 1 else f"{pattern} ({len(names)})"
+        style = "bold green" if role == "trainable" else ""
+        table.add_row(escape(name), role, "yes" if cacheable else "no", why, style=style)
+    if len(alike) > _MAX_ROLES:
+        table.add_row(f"{len(alike) - _MAX_ROLES} others", style="dim")
+    return table
+
+
+def _terms(terms: tuple[TermFlow, ...]) -> Table:
+    """Which term trains what: a column a module, by the outer names where the inner ones are too many."""
+    modules = list(dict.fromkeys(module for term in terms for module in term.modules))
+    depth = max((module.count(".") + 1 for module in modules), default=1)
+    while depth > 1 and len({_outer(module, depth) for module in modules}) > _MAX_TERM_COLUMNS:
+        depth -= 1
+    columns = list(dict.fromkeys(_outer(module, depth) for module in modules))
+    if len(columns) > _MAX_TERM_COLUMNS:
+        return _terms_listed(terms)
+    table = _table("loss term trains", "at", *(f">{escape(column)}" for column in columns))
+    for term in terms:
+        counts = Counter[str]()
+        for module, count in term.modules.items():
+            counts[_outer(module, depth)] += count
+        table.add_row(escape(term.term), term.line, *(str(counts[column] or "-") for column in columns))
+    return table
+
+
+def _terms_listed(terms: tuple[TermFlow, ...]) -> Table:
+    table = _table("loss term", "at", "trains")
+    for term in terms:
+        reached = [f"{module} ({count})" for module, count in term.modules.items() if count]
+        more = f" and {len(reached) - _MAX_PLACES} more" if len(reached) > _MAX_PLACES else ""
+        table.add_row(escape(term.term), term.line, escape(", ".join(reached[:_MAX_PLACES]) + more) or "nothing")
+    return table
+
+
+def _outer(module: str, depth: int) -> str:
+    return ".".join(module.split(".")[:depth])
+
+
+def _verdict(report: AuditReport) -> RenderableType:
+    """One line: how many of each, in how many steps, and where to read on."""
+    open_ = [finding for finding in report.findings if not finding.accepted]
+    counts = {level: sum(finding.level == level for finding in open_) for level in ("fault", "cost", "note")}
+    found = [_counted(number, level) for level, number in counts.items() if number or level == "fault"]
+    if len(open_) < len(report.findings):
+        found.append(f"{len(report.findings) - len(open_)} accepted")
+    steps = _counted(report.num_steps, "step")
+    took = f" ({format_seconds(report.wall_seconds)})" if report.wall_seconds else ""
+    pages = list(dict.fromkeys(f"docs/rules/{finding.code}.md" for finding in _worst(open_)))
+    read = f": see {', '.join(pages[:3])}" if pages else ""
+    style = "bold red" if counts["fault"] else "bold yellow" if counts["cost"] else "bold green"
+    return Hanging(Text(), Text(f"{', '.join(found)} in {steps}{took}{read}", style))
+
+
+def _worst(findings: list[Finding]) -> Iterator[Finding]:
+    """The faults; the costs where there are none."""
+    faults = [finding for finding in findings if finding.level == "fault"]
+    yield from faults or (finding for finding in findings if finding.level == "cost")
+
+
 def memory_view(report: MemoryReport) -> RenderableType:
     """Where the bytes of a step go."""
     title = f"{report.method} peak {format_bytes(report.peak_bytes)} on {report.device}"
     lines = [
         Text(title, style="bold"),
-        Text(f"  resident before the step  {format_bytes(report.resident_bytes)}"),
+        Text(f"  covers                    {report.covers}"),
+        Text(f"  resident before           {format_bytes(report.resident_bytes)}"),
         Text(f"  peak at                   {report.peak_at}"),
     ]
     if report.peak_line:
@@ -42,11 +157,25 @@ def memory_view(report: MemoryReport) -> RenderableType:
     kinds = _table("alive at the peak", ">MiB", ">share")
     for name, num_bytes in report.by_category.items():
         kinds.add_row(name, format_mib(num_bytes), f"{num_bytes / max(1, report.peak_bytes):.1%}")
-    places = _table("made by the step, by module", ">MiB")
-    for name, num_bytes in sorted(report.by_module.items(), key=lambda item: -item[1])[:_MAX_MODULES]:
-        places.add_row(name, format_mib(num_bytes))
+        for part, part_bytes in report.saved_by.items() if name == "saved for backward" else ():
+            kinds.add_row(f"  by {part}", format_mib(part_bytes), "", style="dim")
+    tables = [kinds, _largest("made by the step, by module", report.by_module)]
+    if report.by_line:
+        named = {line or "before the step, or none of yours": num_bytes for line, num_bytes in report.by_line.items()}
+        tables.append(_largest("alive at the peak, by your line", named))
     unseen = [Text(f"  not seen: {what}", style="dim") for what in report.not_seen]
-    return Group(*lines, kinds, places, *unseen)
+    return Group(*lines, *tables, *unseen)
+
+
+def _largest(title: str, places: dict[str, int]) -> Table:
+    table = _table(title, ">MiB")
+    rows = sorted(places.items(), key=lambda item: -item[1])
+    for name, num_bytes in rows[:_MAX_PLACES]:
+        table.add_row(escape(name), format_mib(num_bytes))
+    if rows[_MAX_PLACES:]:
+        rest = sum(num_bytes for _, num_bytes in rows[_MAX_PLACES:])
+        table.add_row(f"{len(rows) - _MAX_PLACES} others", format_mib(rest), style="dim")
+    return table
 
 
 def peak_table_view(table: PeakTable) -> RenderableType:
@@ -106,6 +235,10 @@ def evaluation_view(report: EvaluationReport) -> RenderableType:
     facts = ", ".join(f"{name} {value:,.6g}" for name, value in report.facts.items())
     lines = [*(f"{name}: {note}" for name, note in notes), facts]
     return Group(*parts, *(Text(f"  {line}", style="dim") for line in lines))
+
+
+def _counted(number: int, name: str) -> str:
+    return f"{number or 'no'} {name}{'' if number == 1 else 's'}"
 
 
 def _curves(x_name: str, y_name: str, curves: list[Curve]) -> Table:

@@ -11,7 +11,7 @@ from frostline.tracing.module_use import ModuleUse, RootCall
 from frostline.tracing.notes import Change
 from frostline.tracing.operators import has_no_derivative
 from frostline.tracing.procedure import OptimizerUse, ProcedureTrace, Update
-from frostline.tracing.values import fingerprint, has_values
+from frostline.tracing.values import fingerprint, gradient_state, has_values
 
 __all__ = [
     "Allocation",
@@ -40,6 +40,7 @@ __all__ = [
     "build_fake",
     "fake_tensors",
     "fingerprint",
+    "gradient_state",
     "has_no_derivative",
     "has_values",
     "in_double",

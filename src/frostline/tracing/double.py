@@ -65,8 +65,6 @@ class DoublePrecision(TorchFunctionMode):
         if func not in _READS_BYTES and not _is_shell(func, args):
             args = tuple(_double_dtype(arg) for arg in args)
             kwargs = {name: _double_dtype(value) for name, value in kwargs.items()}
-        if _is_of_scaler(func):
-            return func(*(arg.float() if isinstance(arg, Tensor) else arg for arg in args), **kwargs)
         if any(self._is_high(leaf) for leaf in tree_leaves((args, kwargs))):
             self._raise_written(func, args, kwargs)
             args, kwargs = tree_map(self._lifted, (args, kwargs))
@@ -191,8 +189,8 @@ class DoublePrecision(TorchFunctionMode):
 def in_double() -> Iterator[DoublePrecision]:
     """Run what is inside in float64: the default dtype, modules that are called, optimizers' states, no autocast.
 
-    On exit every tensor that was raised is what it was, also after an exception. Gradient scalers scale by 1. Lower-precision inputs stay as they
-    are, and are cast where they meet float64. Compiled regions run eager.
+    On exit every tensor that was raised is what it was, also after an exception. Lower-precision inputs stay as they
+    are, and are cast where they meet float64. Gradient scalers do nothing, and compiled regions run eager.
     """
     mode, default = DoublePrecision(), torch.get_default_dtype()
     with ExitStack() as stack:
@@ -210,7 +208,10 @@ def in_double() -> Iterator[DoublePrecision]:
             (torch, "set_default_dtype", _wrap_default),
             (torch, "set_default_tensor_type", _wrap_default),
             (torch.amp.autocast, "__enter__", _wrap_autocast),
-            (torch.amp.GradScaler, "scale", _wrap_scaling),
+            (torch.amp.GradScaler, "scale", lambda _: lambda scaler, outputs: outputs),
+            (torch.amp.GradScaler, "unscale_", lambda _: lambda scaler, optimizer: None),
+            (torch.amp.GradScaler, "step", lambda _: _step_unscaled),
+            (torch.amp.GradScaler, "update", lambda _: lambda scaler, new_scale=None: None),
         ):
             stack.enter_context(wrapped(owner, name, wrap))
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))
@@ -234,12 +235,8 @@ def _wrap_autocast(original: Callable[..., Any]) -> Callable[..., Any]:
     return enter
 
 
-def _wrap_scaling(original: Callable[..., Any]) -> Callable[..., Any]:
-    def scale(scaler: Any, outputs: Any) -> Any:
-        original(scaler, outputs)  # makes the scale that later calls ask for
-        return outputs
-
-    return scale
+def _step_unscaled(scaler: Any, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
+    return optimizer.step(*args, **kwargs)
 
 
 def _double_dtype(value: Any) -> Any:
@@ -264,8 +261,3 @@ def _storage_key(tensor: Tensor) -> tuple[int, torch.dtype] | None:
 def _is_shell(func: Any, args: tuple[Any, ...]) -> bool:
     """Whether this makes the empty tensor into which torch's unpickling puts a storage of that dtype."""
     return func is torch.empty and args[:1] in (((0,),), (0,))
-
-
-def _is_of_scaler(func: Any) -> bool:
-    """Whether its single tensors, a gradient scaler's own, must be float32; in copies of them the scale stays put."""
-    return getattr(func, "__name__", "").startswith("_amp_")

@@ -42,7 +42,6 @@ from frostline.tracing.stack import apply_line, checkpoint_line, is_called_by_to
 from frostline.tracing.values import is_transformed, tensors_in
 from frostline.where import Line
 
-
 _NOTHING = Source(None, 0, 0, -1)
 
 
@@ -59,6 +58,10 @@ class Listener(Protocol):
 
     def ended_backward(self, backward: Backward) -> None:
         """It has, or it has raised."""
+        ...
+
+    def wrote(self, number: int, line: Line | None) -> None:
+        """The program, and no optimizer, wrote to a leaf."""
         ...
 
     def clipped(self, gradients: list[Tensor], line: Line | None) -> None:
@@ -240,7 +243,10 @@ class FlowTrace(TorchFunctionMode):
         if in_place and not mutated:
             mutated = tensors[:1]
         for tensor in mutated:
-            self.notes.wrote(tensor, self._marks.own_event_of(tensor))
+            owner = self.notes.wrote(tensor, self._marks.own_event_of(tensor))
+            number = self.leaves.number(tensor if owner is None else owner)
+            if number >= 0:
+                self.listener.wrote(number, locate().line)
         if influence:
             ids = {id(tensor) for tensor in tensors}
             outputs = [tensor for tensor in tensors_in((out,)) if id(tensor) not in ids]

@@ -83,8 +83,8 @@ class Notes:
         known = self.escapes.get((op, line))
         self.escapes[op, line] = Escape(op, line, influence | (known.influence if known else 0), step)
 
-    def wrote(self, tensor: Tensor, event: Event | None) -> None:
-        """An operator wrote to a tensor; `event` made the tensor itself."""
+    def wrote(self, tensor: Tensor, event: Event | None) -> nn.Parameter | None:
+        """An operator wrote to a tensor, which `event` made; returns the parameter whose values they are."""
         line = locate().line
         storage = storage_of(tensor)
         owner = tensor if isinstance(tensor, nn.Parameter) else None
@@ -94,6 +94,7 @@ class Notes:
             self.writes[id(owner)] = line
         through_data = event is not None and event.kind == "data"
         self.changes.append(Change(tensor.detach(), through_data, line, _sequence() if through_data else 0))
+        return owner
 
     def replaced(self, tensor: Tensor) -> None:
         """The program is about to give a tensor other data."""

@@ -119,7 +119,7 @@ def _update_(phase: Phase, loss_scale: float) -> Tensor:
         raise StepError(
             f"phase {phase.name!r}: no gradient reached any of its parameters",
             where=f"step {phase.step + 1}",
-            do="look between the parameters and the loss for no_grad, detach, or an optimizer of other parameters",
+            do="run `frostline audit` with the same words: it names the line, a no_grad or a detach, that cuts it",
         )
     norm = get_total_norm(gradients) / loss_scale
     if phase.scaler.is_enabled():

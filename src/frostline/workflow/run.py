@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
 
 from frostline.config import RunConfig, dump_config
-from frostline.errors import CheckpointError, ConfigError
+from frostline.errors import AuditError, CheckpointError, ConfigError
 from frostline.memory import measure
-from frostline.records import MemoryReport, RunReport, to_json
+from frostline.records import AuditReport, MemoryReport, RunReport, to_json
 from frostline.training import CheckpointStore, Group, RunLog, run
-from frostline.units import format_bytes
+from frostline.units import format_bytes, format_seconds
+from frostline.workflow.audit import audit_workload
 from frostline.workflow.session import (
     SILENT,
     Device,
@@ -40,8 +42,9 @@ def train(
     observer: RunObserver = SILENT,
     resume: bool = False,
     device: Device = "auto",
+    accept: Iterable[str] = (),
 ) -> RunReport:
-    """Train.
+    """Train, after the first step was audited.
 
     Args:
         config: Of any system.
@@ -50,8 +53,10 @@ def train(
         resume: Continue the run in `out`, started with this configuration; only how often it logs and saves, how data
             is loaded, and `num_steps` may differ. The schedule follows the new `num_steps`.
         device: ``auto`` takes a GPU where there is one.
+        accept: Codes of faults in the first step that shall not stop the run.
 
     Raises:
+        AuditError: The first step has a fault that is not accepted; `audit.json` in `out` holds all that was found.
         ConfigError: A value cannot be used, nothing is left to train, or `out` holds a run already.
         CheckpointError: There is nothing to resume, or it was started with another configuration.
         DataError: The data cannot be used.
@@ -84,7 +89,10 @@ def train(
                 "the system has 0 trainable parameters: it can only be monitored",
                 do=f"run `frostline evaluate {config.SYSTEM}` with the same keys",
             )
-        report = _introduce(system, group, observer)
+        found, report = _introduce(system, group, observer, accept)
+        if group.is_main:
+            (out / "audit.json").write_text(to_json(found, indent=1), encoding="utf-8")
+        _check_gradients(found, out)
         if group.is_main:
             (out / "config.yaml").write_text(text, encoding="utf-8")
             (out / "memory.json").write_text(to_json(report, indent=1), encoding="utf-8")
@@ -110,18 +118,41 @@ def train(
         group.close()
 
 
-def _introduce(system: TrainableSystem, group: Group, observer: RunObserver) -> MemoryReport:
-    """Say what trains, fill the cache, and measure a step."""
+def _introduce(
+    system: TrainableSystem, group: Group, observer: RunObserver, accept: Iterable[str]
+) -> tuple[AuditReport, MemoryReport]:
+    """Say what trains, fill the cache, audit a step and measure it."""
     if group.is_main:
         observer.introduced(system.components(), system.notes())
     system.fill_cache(observer.filling if group.is_main else SILENT.filling)
     work = system.workload()
     system.release_upstream_()
+    found = audit_workload(work, system, accept=accept)
     report = measure(work.step, work.model, optimizers=work.optimizers, inputs=work.inputs)
     if group.is_main:
+        observer.note(f"the first step was audited in {format_seconds(found.wall_seconds)}: {_told(found)}")
         peak, resident = format_bytes(report.peak_bytes), format_bytes(report.resident_bytes)
         observer.note(f"one step peaks at {peak}, {resident} of it there before: {report.peak_at}")
-    return report
+    return found, report
+
+
+def _told(found: AuditReport) -> str:
+    accepted = sum(finding.level == "fault" for finding in found.findings) - len(found.faults)
+    others = f", {accepted} accepted" if accepted else ""
+    return f"{len(found.faults) or 'no'} fault{'' if len(found.faults) == 1 else 's'}{others}"
+
+
+def _check_gradients(found: AuditReport, out: Path) -> None:
+    """Hold a run to a first step without faults."""
+    if not found.faults:
+        return
+    texts = "\n\n".join(str(finding) for finding in found.faults)
+    codes = " ".join(f"--accept {code}" for code in dict.fromkeys(finding.code for finding in found.faults))
+    raise AuditError(
+        f"nothing was trained: {_told(found)} in the first step\n\n{texts}\n",
+        where=str(out / "audit.json"),
+        do=f"mend the step, or accept what is meant: {codes}",
+    )
 
 
 def _check_same(saved: str, asked: str, out: Path) -> None:
