@@ -10,7 +10,7 @@ class Recorder:
     """A listener that writes down what it is told."""
 
     def __init__(self):
-        self.forwards, self.backwards, self.ended, self.clippings = [], [], [], []
+        self.forwards, self.backwards, self.ended, self.clippings, self.written = [], [], [], [], []
 
     def began_forward(self, module):
         self.forwards.append(module)
@@ -20,6 +20,9 @@ class Recorder:
 
     def ended_backward(self, backward):
         self.ended.append(backward)
+
+    def wrote(self, number, line):
+        self.written.append((number, line))
 
     def clipped(self, gradients, line):
         self.clippings.append((gradients, line))

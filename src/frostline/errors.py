@@ -4,6 +4,8 @@ The text is made here and nowhere else, so that each one can be rendered by a te
 
     FrostlineError (ValueError)
     ├── ConfigError        a key, a value or a file of the configuration
+    │   └── PlanError      a plan that does not fit the model, or the step
+    │       └── BudgetError  a budget that no plan fits into
     ├── DataError          a picture, a caption file, an empty set
     ├── CheckpointError    a checkpoint that is missing, damaged or of another run
     ├── ShapeError         two shapes that had to agree
@@ -51,6 +53,24 @@ def _restore(kind: type[FrostlineError], args: tuple[Any, ...], fields: dict[str
 
 class ConfigError(FrostlineError):
     """A key, a value or a file of the configuration cannot be used."""
+
+
+class PlanError(ConfigError):
+    """A plan does not fit the model, or a step cannot be planned."""
+
+
+class BudgetError(PlanError):
+    """No plan brings the step under the budget.
+
+    Args:
+        what: The budget, the smallest peak, and what holds memory there.
+        smallest_bytes: The smallest peak that a run of the step reached.
+        do: What the user can do about it.
+    """
+
+    def __init__(self, what: str, *, smallest_bytes: int, do: str = "") -> None:
+        self.smallest_bytes = smallest_bytes
+        super().__init__(what, do=do)
 
 
 class DataError(FrostlineError):

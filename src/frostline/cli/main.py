@@ -23,8 +23,10 @@ from frostline.systems.registry import config_class
 _HELP = """Train the small part of a big model, in the memory you have, with the same gradients.
 
 A CONFIG is a system's name or a YAML file; audit and measure also take a
-training script. Exit codes: 0 fine, 1 findings or over budget, 2 the request cannot be
-carried out, 130 interrupted; a training run that had begun is saved first."""
+training script.
+
+Exit codes: 0 fine, 1 findings or over budget, 2 the request cannot be carried
+out, 130 interrupted; a training run that had begun is saved first."""
 
 app = App(name="frostline", help=_HELP, version=__version__, help_format="plaintext", result_action="return_value")
 for verb in (audit, measure, train, evaluate, demo):

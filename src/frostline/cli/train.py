@@ -28,9 +28,10 @@ def train(
 ) -> int:
     """Train a system: checkpoint, resolved configuration, log and record go to one directory.
 
-    Every key of the configuration is a word: --training.num-steps 500. `frostline train semcom --help` lists them.
-    The first step is audited: a fault that is not accepted ends the run with exit code 1. Ctrl-C saves first. Start
-    with torchrun to train on several processes.
+    Every key of the configuration is a word: --training.num-steps 500;
+    `frostline train semcom --help` lists them. The first step is audited: a
+    fault that is not accepted ends the run with exit code 1. Ctrl-C saves first.
+    Start with torchrun to train on several processes.
     """
     request = read_request(config, words)
     if print_config:

@@ -21,17 +21,19 @@ class GradientCheck:
         parameter: Its name.
         analytic: What autograd says; 0 where it says nothing.
         numeric: What a central difference of the loss says.
+        resolution: What the difference cannot tell from 0.
     """
 
     parameter: str
     analytic: float
     numeric: float
+    resolution: float
 
     @property
     def relative_error(self) -> float:
         """How far they part: 1e-7 or less for a gradient that is whole, 1/2 where half of it is missing."""
-        largest = max(abs(self.analytic), abs(self.numeric))
-        return abs(self.analytic - self.numeric) / largest if largest else 0.0
+        apart = abs(self.analytic - self.numeric)
+        return apart / max(abs(self.analytic), abs(self.numeric)) if apart > self.resolution else 0.0
 
 
 def check_gradients(
@@ -68,6 +70,11 @@ def check_gradients(
         if difference.trouble:
             raise StepError(f"the gradient of {name!r} cannot be checked: {difference.trouble}")
     return tuple(
-        GradientCheck(parameter=name, analytic=difference.analytic, numeric=difference.numeric)
+        GradientCheck(
+            parameter=name,
+            analytic=difference.analytic,
+            numeric=difference.numeric,
+            resolution=difference.resolution,
+        )
         for (name, _), difference in zip(named, found, strict=True)
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from frostline.records import Finding, Place
 from frostline.tracing import Backward, Escape, Event, has_values
 from frostline.where import Line
 
+if TYPE_CHECKING:
+    from frostline.gradflow.session import Session
+
 _ORDER = ("FL107", "FL108", "FL101", "FL102", "FL103", "FL109", "FL104", "FL105", "FL106", "FL116", "FL114")
 _MOST = 4
 
@@ -23,8 +27,8 @@ _MOST = 4
 class Cuts(Rule):
     """Compares, for every parameter that should learn, what the loss depends on with what autograd reached."""
 
-    def __init__(self, session: object) -> None:
-        super().__init__(session)  # type: ignore[arg-type]
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
         self.arrived = 0
         self._cut: dict[int, tuple[Cut, Step]] = {}
         self._broken: dict[int, tuple[Vanishing, Step]] = {}

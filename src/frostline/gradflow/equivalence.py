@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,12 +16,15 @@ from frostline.records import Finding, Place
 from frostline.tracing import Backward, Change, Draw, Event, Update
 from frostline.where import Line
 
+if TYPE_CHECKING:
+    from frostline.gradflow.session import Session
+
 
 class Equivalence(Rule):
     """Watches random numbers, statistics and versions through recomputation, and sums of micro-batches."""
 
-    def __init__(self, session: object) -> None:
-        super().__init__(session)  # type: ignore[arg-type]
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
         self._other_numbers: set[tuple[Place, ...]] = set()
         self._twice: dict[tuple[Place, ...], set[str]] = defaultdict(set)
         self._overwritten: set[tuple[Place, ...]] = set()

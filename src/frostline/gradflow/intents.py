@@ -6,6 +6,7 @@ import linecache
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -15,14 +16,17 @@ from frostline.gradflow.step import Step
 from frostline.records import Finding, Place
 from frostline.where import Line
 
+if TYPE_CHECKING:
+    from frostline.gradflow.session import Session
+
 _MISSPELT = ("require_grad", "requires_grads", "require_grads", "trainable", "requires_grad_")
 
 
 class Intents(Rule):
     """Compares declared intent with what requires gradients and what moves."""
 
-    def __init__(self, session: object) -> None:
-        super().__init__(session)  # type: ignore[arg-type]
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
         self._touched = 0
 
     def observe(self, step: Step) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -14,6 +15,9 @@ from frostline.gradflow.step import Clearing, Step
 from frostline.records import Finding, Place
 from frostline.tracing import Backward, Leaf, OptimizerUse, Update
 from frostline.where import Line
+
+if TYPE_CHECKING:
+    from frostline.gradflow.session import Session
 
 _RATE = "its learning rate is 0"
 
@@ -26,8 +30,8 @@ class Optimizers(Rule):
         explained: Parameters another rule has explained already, as a set of leaf numbers.
     """
 
-    def __init__(self, session: object, explained: Callable[[], int]) -> None:
-        super().__init__(session)  # type: ignore[arg-type]
+    def __init__(self, session: Session, explained: Callable[[], int]) -> None:
+        super().__init__(session)
         self._explained = explained
         self._influenced = 0
         self._arrived = 0
@@ -301,10 +305,11 @@ class Optimizers(Rule):
     def _places(self, leaf: Leaf) -> tuple[Place, ...]:
         made = self.session.procedure.made_at.get(id(leaf.tensor))
         optimizers = [use for use in self.session.procedure.optimizers.values() if use.num_updates]
+        holds = "holds it" if leaf.is_held else "does not hold it"
         lines = [
             place("made", made[1] if made and made[0]() is leaf.tensor else None),
             place("used", leaf.used_at or leaf.line),
-            *(place("optimizer", use.made_at, "does not hold it") for use in optimizers[:1]),
+            *(place("optimizer", use.made_at, holds) for use in optimizers[:1]),
         ]
         return tuple(line for line in lines if line is not None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -14,12 +15,15 @@ from frostline.gradflow.step import Step
 from frostline.records import Finding, Place
 from frostline.where import Line
 
+if TYPE_CHECKING:
+    from frostline.gradflow.session import Session
+
 
 class Precision(Rule):
     """Follows scalers from scale to update, and looks where gradients stop being finite."""
 
-    def __init__(self, session: object) -> None:
-        super().__init__(session)  # type: ignore[arg-type]
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
         self._clipped: set[Line | None] = set()
         self._updated: dict[tuple[Line | None, ...], int] = {}
         self._broken: dict[tuple[Place, ...], set[int]] = defaultdict(set)

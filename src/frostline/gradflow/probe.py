@@ -50,6 +50,7 @@ class Difference:
     Attributes:
         numeric: The change of the loss for a movement of length 1 in a random direction: a central difference.
         analytic: The same from autograd's gradients; 0 where none arrived.
+        resolution: What a central difference cannot tell from 0, because the loss is rounded.
         far: The change of the loss when the parameters move by their own size, and all that learns stands elsewhere;
             only asked where the central difference is 0.
         trouble: Why nothing can be said; empty where something can.
@@ -57,6 +58,7 @@ class Difference:
 
     numeric: float = math.nan
     analytic: float = math.nan
+    resolution: float = math.nan
     far: float = math.nan
     trouble: str = ""
 
@@ -200,8 +202,11 @@ class _Probe:
         where = max(changes, key=lambda number: abs(changes[number]), default=None)
         if where is None:
             return Difference(trouble="the run takes another course when it is moved")
-        numeric = changes[where] / (2 * _STEP * length)
-        found = Difference(numeric=numeric, analytic=base.slopes[seed].get(where, 0.0) / length)
+        numeric, resolution = (
+            value / (2 * _STEP * length) for value in (changes[where], _ROUNDING * abs(losses[where]))
+        )
+        analytic = base.slopes[seed].get(where, 0.0) / length
+        found = Difference(numeric=numeric, analytic=analytic, resolution=resolution)
         return found if numeric else self._look_far(seed, question, found)
 
     def _look_far(self, seed: int, question: Question, found: Difference) -> Difference:

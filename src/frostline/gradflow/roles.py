@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -10,12 +11,15 @@ from frostline.gradflow.rule import Rule
 from frostline.gradflow.step import Step
 from frostline.records import ModuleRole, Role
 
+if TYPE_CHECKING:
+    from frostline.gradflow.session import Session
+
 
 class Roles(Rule):
     """Sorts modules by what influences them and whether a loss depends on them."""
 
-    def __init__(self, session: object) -> None:
-        super().__init__(session)  # type: ignore[arg-type]
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
         self._influenced: set[int] = set()
         self._called: set[int] = set()
         self._random: set[int] = set()

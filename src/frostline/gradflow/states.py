@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -15,12 +16,15 @@ from frostline.gradflow.step import Step
 from frostline.records import Finding, Level, Place
 from frostline.tracing import Draw, Update, fingerprint
 
+if TYPE_CHECKING:
+    from frostline.gradflow.session import Session
+
 
 class States(Rule):
     """Compares the values of buffers and frozen parameters before and after every step."""
 
-    def __init__(self, session: object) -> None:
-        super().__init__(session)  # type: ignore[arg-type]
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
         self._values: dict[int, tuple[Tensor, int | None]] = {}
         self._moving: dict[tuple[Place, ...], set[str]] = defaultdict(set)
         self._dropping: dict[tuple[Level, tuple[Place, ...]], set[str]] = defaultdict(set)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -16,6 +17,9 @@ from frostline.gradflow.step import Step
 from frostline.gradflow.target import Target
 from frostline.records import AuditReport, Finding
 from frostline.tracing import Backward
+
+if TYPE_CHECKING:
+    from frostline.gradflow.session import Session
 
 _CUTS = ("FL101", "FL102", "FL103", "FL104", "FL105", "FL106", "FL107", "FL108", "FL109", "FL114", "FL116", "FL207")
 _LEVELS = ("fault", "cost", "note")
@@ -39,8 +43,8 @@ class Suspect:
 class Suspects(Rule):
     """Remembers which backward passes each parameter should have learned from."""
 
-    def __init__(self, session: object) -> None:
-        super().__init__(session)  # type: ignore[arg-type]
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
         self._places: dict[Backward, int] = {}
         self._watched: dict[int, tuple[tuple[int, ...], bool]] = {}
         self._learned = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -14,6 +15,9 @@ from frostline.gradflow.rule import Rule, place, place_of, write
 from frostline.gradflow.step import Step
 from frostline.records import Finding, TermFlow
 from frostline.tracing import Backward, Event, Root, has_values
+
+if TYPE_CHECKING:
+    from frostline.gradflow.session import Session
 
 _ADDS = ("add", "__radd__", "add_", "__iadd__", "sub", "__rsub__", "sub_", "rsub", "__isub__")
 _GATHERS = ("sum", "mean", "stack", "cat")
@@ -42,8 +46,8 @@ class Term:
 class Terms(Rule):
     """Splits each loss into the terms it is a sum of, and follows each alone."""
 
-    def __init__(self, session: object) -> None:
-        super().__init__(session)  # type: ignore[arg-type]
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
         self._terms: dict[tuple[str, object], Term] = {}
         self._given: dict[int, tuple[str, Tensor]] = {}
         self._meant: dict[str, int] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 from weakref import ref
 
 import torch
@@ -17,14 +18,17 @@ from frostline.tracing import Backward, Event, RootCall, has_values
 from frostline.units import format_bytes
 from frostline.where import Line
 
+if TYPE_CHECKING:
+    from frostline.gradflow.session import Session
+
 _MANY_LOSSES = 3  # a loop's variable still holds the last step's loss, or two
 
 
 class Waste(Rule):
     """Looks for gradients nobody reads, graphs nobody goes back through, and habits that cost."""
 
-    def __init__(self, session: object) -> None:
-        super().__init__(session)  # type: ignore[arg-type]
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
         self._arrived = 0
         self._discarded: dict[Line | None, int] = {}
         self._calls: list[RootCall] = []

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflat
 from torch.utils.checkpoint import checkpoint
 
 from frostline.errors import ConfigError
+from frostline.ops.units import find_units
 from frostline.regions import Override, find_override, override_
 
 
@@ -67,9 +66,7 @@ def checkpoint_(model: nn.Module, units: Iterable[str | nn.Module]) -> Checkpoin
         ConfigError: A name or module that is not in the model, a container that is never called itself, or a
             unit inside another one, whether named now or checkpointed before.
     """
-    chosen = {module for unit in units for module in _matching(model, unit)}
-    modules = dict(model.named_modules())
-    names = tuple(name for name, module in modules.items() if module in chosen)
+    modules, names = dict(model.named_modules()), tuple(find_units(model, units, "checkpoint"))
     _refuse(modules, names)
     return Checkpointing(names, tuple(override_(modules[name], "forward", _recompute) for name in names))
 
@@ -117,29 +114,9 @@ class _SameStatistics(AbstractContextManager[None]):
         self._saved = []
 
 
-def _matching(model: nn.Module, unit: str | nn.Module) -> list[nn.Module]:
-    if isinstance(unit, nn.Module):
-        found = [module for module in model.modules() if module is unit]
-        if not found:
-            raise ConfigError(f"the {type(unit).__name__} to checkpoint is not in the model")
-        return found
-    modules = dict(model.named_modules(remove_duplicate=False))
-    pattern = re.compile(re.escape(unit).replace(r"\*\*", ".+").replace(r"\*", "[^.]+"))
-    found = [module for name, module in modules.items() if pattern.fullmatch(name)]
-    if not found:
-        nearest = difflib.get_close_matches(unit, filter(None, modules), n=3, cutoff=0.0)
-        raise ConfigError(f"no module of the model is called {unit!r}", do=f"nearest: {', '.join(nearest)}")
-    return found
-
-
 def _refuse(modules: dict[str, nn.Module], units: tuple[str, ...]) -> None:
     earlier = [name for name, module in modules.items() if find_override(module, "forward", _recompute)]
     for name in units:
-        if type(modules[name]).forward is nn.Module.forward:
-            raise ConfigError(
-                f"{name!r} is a {type(modules[name]).__name__}, which is never called itself",
-                do=f"name what it holds: '{name}.*'",
-            )
         if name in earlier:
             raise ConfigError(f"{name!r} is checkpointed already", do="remove that checkpointing first")
     for outer in (*units, *earlier):

@@ -4,6 +4,7 @@ from frostline.records.audit import AuditedPhase, AuditReport, Finding, Level, M
 from frostline.records.evaluation import Curve, EvaluationReport
 from frostline.records.memory import AllocatorCounters, LivePoint, MemoryReport
 from frostline.records.peak import PeakRow, PeakTable
+from frostline.records.plan import Plan, Treatment
 from frostline.records.proof import GradientDifference, ProofClass, ProofReport
 from frostline.records.run import Component, RunReport, StepRecord
 from frostline.records.text import Record, from_json, to_json
@@ -24,6 +25,7 @@ __all__ = [
     "PeakRow",
     "PeakTable",
     "Place",
+    "Plan",
     "ProofClass",
     "ProofReport",
     "Record",
@@ -31,6 +33,7 @@ __all__ = [
     "RunReport",
     "StepRecord",
     "TermFlow",
+    "Treatment",
     "from_json",
     "to_json",
 ]

@@ -13,10 +13,11 @@ from frostline.records.audit import AuditReport
 from frostline.records.evaluation import EvaluationReport
 from frostline.records.memory import MemoryReport
 from frostline.records.peak import PeakTable
+from frostline.records.plan import Plan
 from frostline.records.proof import ProofReport
 from frostline.records.run import RunReport, StepRecord
 
-Record = AuditReport | MemoryReport | PeakTable | ProofReport | RunReport | StepRecord | EvaluationReport
+Record = AuditReport | MemoryReport | PeakTable | Plan | ProofReport | RunReport | StepRecord | EvaluationReport
 _KINDS: dict[str, type[Record]] = {kind.__name__: kind for kind in get_args(Record)}
 
 

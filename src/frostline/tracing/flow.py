@@ -168,7 +168,6 @@ class FlowTrace(TorchFunctionMode):
     def end_step(self) -> None:
         """Let go of what only the finished step needed."""
         self.backwards.prune()
-        self._marks.prune()
         self.notes.end_step()
         self.modules.end_step()
 

@@ -1,0 +1,214 @@
+"""Keep what autograd saves for backward in another place or form, as safely as autograd keeps it."""
+
+from __future__ import annotations
+
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, UntypedStorage, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from frostline.regions import Override
+
+_CHANGED = "one of the variables needed for gradient computation has been modified by an inplace operation: "
+
+
+class SavedTensorStore(ABC):
+    """Where saved tensors go between forward and backward.
+
+    It takes whole storages: tensors that share one are written once, across calls and modules, and read once
+    as long as backward still holds what was read.
+
+    Args:
+        min_bytes: Smaller storages stay where they are.
+
+    Attributes:
+        min_bytes: As given.
+        written_bytes: Bytes of the storages that are away now, in their own size.
+        peak_written_bytes: The most that were away at once.
+    """
+
+    def __init__(self, min_bytes: int) -> None:
+        self.min_bytes = min_bytes
+        self.written_bytes = self.peak_written_bytes = 0
+        self._away: weakref.WeakKeyDictionary[UntypedStorage, weakref.ref[_Written]] = weakref.WeakKeyDictionary()
+
+    @abstractmethod
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copied or pickled model starts with an empty store of the same settings."""
+
+    @abstractmethod
+    def takes(self, tensor: Tensor) -> bool:
+        """Whether this tensor may go: neither a leaf nor a view of one, strided, of `min_bytes` or more."""
+
+    @abstractmethod
+    def write(self, flat: Tensor) -> Callable[[], Tensor] | None:
+        """Put a storage away.
+
+        Args:
+            flat: All of it as one row, in the type of the tensor that was saved; not to be held on to.
+
+        Returns:
+            What makes it again, at the same size, type and device; None leaves the tensor where it is.
+        """
+
+    def put(self, tensor: Tensor) -> Callable[[], Tensor] | None:
+        """Put a tensor away that `takes` accepted; the function that returns it again, or None."""
+        storage = tensor.untyped_storage()
+        version, alias = tensor._version, _alias_without_memory(tensor)
+        known = self._away.get(storage)
+        written = None if known is None else known()
+        if written is None or (written.version, written.dtype) != (version, tensor.dtype):
+            num_elements = storage.nbytes() // tensor.element_size()
+            flat = _over(storage, tensor, 0, (int(num_elements),), (1,))
+            read = self.write(flat)
+            if read is None:
+                return None
+            written = _Written(read, version, tensor.dtype)
+            self._away[storage] = weakref.ref(written)
+            self.written_bytes += storage.nbytes()
+            self.peak_written_bytes = max(self.peak_written_bytes, self.written_bytes)
+            weakref.finalize(written, self._forget, storage.nbytes())
+        offset, size, strides = int(tensor.storage_offset()), tensor.shape, tensor.stride()
+
+        def take() -> Tensor:
+            _refuse_changed(alias, version, size)
+            restored = written.restore()
+            return _over(restored.untyped_storage(), restored, offset, size, strides)
+
+        return take
+
+    def _forget(self, num_bytes: int) -> None:
+        self.written_bytes -= num_bytes
+
+
+class _Written:
+    """A storage that was put away."""
+
+    def __init__(self, read: Callable[[], Tensor], version: int, dtype: torch.dtype) -> None:
+        self.version, self.dtype = version, dtype
+        self._read = read
+        self._storage: weakref.ref[UntypedStorage] | None = None
+
+    def restore(self) -> Tensor:
+        storage = None if self._storage is None else self._storage()
+        if storage is None:
+            flat = self._read()
+            self._storage = weakref.ref(flat.untyped_storage())
+            return flat
+        with torch.no_grad():
+            return torch.empty(0, dtype=self.dtype, device=storage.device).set_(storage)
+
+
+@dataclass(frozen=True)
+class StoreSaved:
+    """Stands in for a module's forward: what the forward saves goes to the store.
+
+    Args:
+        store: Where to.
+        applies: Asked with the module at every call.
+    """
+
+    store: SavedTensorStore
+    applies: Callable[[nn.Module], bool]
+
+    def __call__(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call `inner`, and put away what autograd saves in it."""
+        module: nn.Module = inner.__self__  # type: ignore[attr-defined]
+        if not _records_plainly() or not self.applies(module):
+            return inner(*args, **kwargs)
+        with _stored(self.store, module):
+            return inner(*args, **kwargs)
+
+
+def is_installed(module: nn.Module, kind: type[SavedTensorStore]) -> bool:
+    """Whether the module's forward already puts what it saves into a store of this type."""
+    override = vars(module).get("forward")
+    while isinstance(override, Override):
+        if isinstance(override.function, StoreSaved) and isinstance(override.function.store, kind):
+            return True
+        override = override.inner
+    return False
+
+
+def is_large_activation(tensor: Tensor, min_bytes: int) -> bool:
+    """Whether a saved tensor was computed, is strided and plain, and its storage has `min_bytes` or more."""
+    if type(tensor) not in (Tensor, FakeTensor) or tensor.layout is not torch.strided:
+        return False
+    if tensor.is_conj() or tensor.is_neg() or tensor.untyped_storage().nbytes() < max(min_bytes, 1):
+        return False
+    root = tensor._base if tensor._base is not None else tensor
+    return not (isinstance(root, nn.Parameter) or (root.is_leaf and root.requires_grad))
+
+
+def _records_plainly() -> bool:
+    # A checkpoint's own hooks drop what is saved here, in the forward, and keep it for a moment in the
+    # recomputation: nothing to put away in either.
+    hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return (
+        torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and torch._C._get_tracing_state() is None
+        and not torch._C._are_functorch_transforms_active()
+        and (hooks is None or hooks[0].__module__ != "torch.utils.checkpoint")
+    )
+
+
+@contextmanager
+def _stored(store: SavedTensorStore, module: nn.Module) -> Iterator[None]:
+    own = {tensor.untyped_storage()._cdata for tensor in (*module.parameters(), *module.buffers())}
+    # Only the innermost hooks are called: what this store leaves is theirs.
+    outer: Any = torch._C._autograd._top_saved_tensors_default_hooks(False)
+
+    def pack(tensor: Tensor) -> Callable[[], Tensor]:
+        if store.takes(tensor) and tensor.untyped_storage()._cdata not in own:
+            take = store.put(tensor)
+            if take is not None:
+                return take
+        if outer is None:
+            return _keep(tensor)
+        packed = outer[0](tensor)
+        return lambda: outer[1](packed)
+
+    with saved_tensors_hooks(pack, lambda take: take()):
+        yield
+
+
+def _keep(tensor: Tensor) -> Callable[[], Tensor]:
+    # An operator's own output, kept as it is, would keep its graph alive in a reference cycle.
+    kept, version = tensor.detach(), tensor._version
+
+    def take() -> Tensor:
+        _refuse_changed(kept, version, kept.shape)
+        return kept
+
+    return take
+
+
+def _alias_without_memory(tensor: Tensor) -> Tensor:
+    """A tensor that counts `tensor`'s in-place changes with it and holds none of its memory."""
+    alias = tensor.detach()
+    alias.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return alias
+
+
+def _refuse_changed(tensor: Tensor, version: int, shape: torch.Size) -> None:
+    # Any saved-tensor hook switches autograd's own check for later in-place changes off.
+    if tensor._version != version:
+        raise RuntimeError(
+            f"{_CHANGED}[{tensor.type()} {list(shape)}] is at version {tensor._version}; expected version {version} "
+            "instead"
+        )
+
+
+def _over(
+    storage: UntypedStorage, like: Tensor, offset: int, size: tuple[int, ...], strides: tuple[int, ...]
+) -> Tensor:
+    with torch.no_grad():
+        return torch.empty(0, dtype=like.dtype, device=like.device).set_(storage, offset, size, strides)

@@ -1,0 +1,127 @@
+"""The table of what can be done to a unit. A new way to save memory is one more row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import nn
+
+from frostline.errors import PlanError
+from frostline.ops import checkpoint_, lean_
+from frostline.planner.chunking import chunk_
+from frostline.records import ProofClass
+
+
+class Handle(Protocol):
+    """What an installation returns."""
+
+    def remove(self) -> None:
+        """Take it off again."""
+        ...
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a unit before it is treated.
+
+    Attributes:
+        module: The unit itself.
+        trains_before: Whether a gradient comes out of it: something trains in it or before it.
+        impure: Why its forward must not be run twice; empty if it may.
+    """
+
+    module: nn.Module
+    trains_before: bool
+    impure: str
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to treat a unit.
+
+    Attributes:
+        proof_class: Of the step's gradients under it.
+        install: Treats one module of a model, by qualified name and with the treatment's arguments.
+        refuses: Why it cannot be had for a unit; empty if it can.
+        arguments: What it takes, with the values that a plan gives.
+    """
+
+    proof_class: ProofClass
+    install: Callable[[nn.Module, str, Mapping[str, int]], Handle]
+    refuses: Callable[[Facts], str]
+    arguments: Mapping[str, int] | None = None
+
+
+def ways(kind: str) -> Way:
+    """The row of a kind.
+
+    Raises:
+        PlanError: There is none.
+    """
+    if kind not in WAYS:
+        raise PlanError(f"no treatment is called {kind!r}", do=f"take one of {', '.join(WAYS)}")
+    return WAYS[kind]
+
+
+class _Several:
+    """Several handles as one; the last installed goes first."""
+
+    def __init__(self, *handles: Handle) -> None:
+        self._handles = handles
+
+    def remove(self) -> None:
+        for handle in reversed(self._handles):
+            handle.remove()
+
+
+def _checkpoint(model: nn.Module, unit: str, _: Mapping[str, int]) -> Handle:
+    return checkpoint_(model, [model.get_submodule(unit)])
+
+
+def _lean(model: nn.Module, unit: str, _: Mapping[str, int]) -> Handle:
+    return lean_(model.get_submodule(unit))
+
+
+def _both(model: nn.Module, unit: str, arguments: Mapping[str, int]) -> Handle:
+    layers = _lean(model, unit, arguments)
+    try:
+        return _Several(layers, _checkpoint(model, unit, arguments))
+    except BaseException:
+        layers.remove()
+        raise
+
+
+def _chunk(model: nn.Module, unit: str, arguments: Mapping[str, int]) -> Handle:
+    return chunk_(model.get_submodule(unit), arguments["chunk_size"])
+
+
+def _refuse_checkpoint(facts: Facts) -> str:
+    return facts.impure if facts.trains_before else "no gradient passes through it, so it keeps nothing"
+
+
+def _refuse_lean(facts: Facts) -> str:
+    if not facts.trains_before:
+        return "no gradient passes through it, so it keeps nothing"
+    handle = lean_(facts.module)
+    handle.remove()
+    return "" if handle.units else "none of its layers has a lean form"
+
+
+def _refuse_both(facts: Facts) -> str:
+    return _refuse_checkpoint(facts) or _refuse_lean(facts)
+
+
+def _refuse_chunk(facts: Facts) -> str:
+    return "a gradient passes through it" if facts.trains_before else facts.impure
+
+
+WAYS: dict[str, Way] = {
+    "checkpoint": Way("EXACT", _checkpoint, _refuse_checkpoint),
+    "lean": Way("EXACT", _lean, _refuse_lean),
+    "lean-checkpoint": Way("EXACT", _both, _refuse_both),
+    "chunk": Way("ROUNDING", _chunk, _refuse_chunk, {"chunk_size": 1}),
+}
+"""Every kind of treatment by its name in a plan; ``keep`` is the absence of one."""
+
