@@ -262,7 +262,7 @@ def audit(
             step()
 
     with ExitStack() as stack:
-        for module in _modules(model).values():
+        for module in _modules(model).values() or (nn.Module(),):  # what optimizers hold is put back in any case
             stack.enter_context(preserved(module, optimizers))
         try:
             with running.running():

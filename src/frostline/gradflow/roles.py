@@ -84,5 +84,7 @@ class Roles(Rule):
             why = "it draws random numbers"
         elif role == "upstream" and moving:
             why = "it moves running statistics"
+        if any(id(p) in self.session.flow.notes.writes for p in module.parameters()) and not trains:
+            role, moving, why = "upstream", True, "the program itself moves its weights"
         cacheable = role == "upstream" and key not in self._random and not moving
         return ModuleRole(module=name, role=role, cacheable=cacheable, why=why)

@@ -69,7 +69,8 @@ class States(Rule):
                 self._moving[self._mode_places(norm, step)].add(name)
         self._look_at_dropout(step, parts)
         self._num_steps += bool(step.backwards)
-        self._look_for_pollution(step, norms, changed, parts)
+        if step.error is None:  # else its backward never came
+            self._look_for_pollution(step, norms, changed, parts)
         self._look_at_averages(norms, changed, by_hand)
 
     def _look_at_dropout(self, step: Step, parts: Parts) -> None:

@@ -96,6 +96,11 @@ class Event:
     sums: bool = False
     result: ReferenceType[Tensor] | None = None
 
+    @property
+    def is_inside_function(self) -> bool:
+        """Whether it ran in the forward of an autograd.Function, a reentrant checkpoint's among them."""
+        return not self.grad_enabled and (self.context is None or self.context.kind == "checkpoint")
+
 
 class Root(NamedTuple):
     """Where a backward pass starts: a loss."""

@@ -9,9 +9,14 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 
 from frostline.errors import DeviceError
+from frostline.tracing.bounded import bounded_output
 from frostline.where import user_line
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -23,12 +28,17 @@ class FakeTensors(FakeTensorMode):
     Numbers are guessed as 1, truth values and `torch.equal` as True. Real tensors that meet fake ones are
     read as fakes of the same shape.
 
+    Args:
+        bound: The most entries that an operator returns whose size depends on values, such as `torch.nonzero`;
+            it is taken to return so many, or as many as it can. Without one it raises.
+
     Attributes:
         guesses: How often each guess was made, by its text: what was asked and the user's line.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, bound: int | None = None) -> None:
         super().__init__(allow_non_fake_inputs=True)
+        self._bound = bound
         self.guesses: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -51,13 +61,27 @@ class FakeTensors(FakeTensorMode):
                 guess = True
             else:
                 raise
-            self.guesses[f"a value asked of a tensor, guessed as {guess}, at {user_line() or 'torch itself'}"] += 1
+            self._note(f"a value asked of a tensor, guessed as {guess}")
             return guess
+        except DynamicOutputShapeException:
+            if self._bound is None:
+                raise
+            with self:
+                output, num_entries = bounded_output(func, args, kwargs, self._bound)
+            self._note(f"the size of what {func} returns, taken as {num_entries}")
+            return output
+
+    def _note(self, guess: str) -> None:
+        self.guesses[f"{guess}, at {user_line() or 'torch itself'}"] += 1
 
 
-def fake_tensors() -> FakeTensors:
-    """A mode to enter: inside it every new CPU tensor is fake."""
-    return FakeTensors()
+def fake_tensors(*, bound: int | None = None) -> FakeTensors:
+    """A mode to enter: inside it every new CPU tensor is fake.
+
+    Args:
+        bound: See `FakeTensors`.
+    """
+    return FakeTensors(bound)
 
 
 def build_fake(factory: Callable[[], Model], mode: FakeTensors) -> Model:

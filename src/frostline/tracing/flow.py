@@ -10,7 +10,11 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.modules.module import (
+    _global_forward_hooks_with_kwargs,
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from frostline.tracing.backward import BackwardWatch
@@ -105,11 +109,11 @@ class FlowTrace(TorchFunctionMode):
             stack.enter_context(self.switches.installed())
             stack.enter_context(wrapped(torch.autograd, "_engine_run_backward", self.backwards.wrap_engine))
             # Global hooks: a hook on a TransformerEncoder itself would switch its fused path off.
-            for handle in (
-                register_module_forward_pre_hook(self._enter_module),
-                register_module_forward_hook(self._leave_module, always_call=True),
-            ):
-                stack.callback(handle.remove)
+            entering = register_module_forward_pre_hook(self._enter_module)
+            stack.callback(entering.remove)
+            leaving = register_module_forward_hook(self._leave_module, with_kwargs=True, always_call=True)
+            stack.callback(leaving.remove)
+            stack.callback(_global_forward_hooks_with_kwargs.pop, leaving.id, None)  # which torch's own remove forgets
             # Autograd's device threads would recompute checkpoints out of this mode's sight.
             stack.enter_context(torch.autograd.set_multithreading_enabled(False))
             stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -162,6 +166,7 @@ class FlowTrace(TorchFunctionMode):
             return Source(None, reach, reach, -1)
         if reach & ~event.reach and self._marks.own_event_of(tensor) is event:
             event.reach |= reach  # an autograd.Function's result gets its graph after its forward has run
+            event.sources = _given_to_function(event)
             self.backwards.watch(event, tensor)
         return Source(event, reach, event.influence | reach, -1)
 
@@ -368,8 +373,12 @@ class FlowTrace(TorchFunctionMode):
         checkpoint, line = checkpoint_line() if moves else (None, None)
         self.modules.enter(module, influence, recomputing=recomputing, line=line, checkpoint=checkpoint)
 
-    def _leave_module(self, module: nn.Module, _: Any, out: Any) -> None:
+    def _leave_module(self, module: nn.Module, _: Any, *rest: Any) -> None:
+        *given, out = rest  # after an exception torch leaves the keyword arguments out
         if not self.paused:
+            kwargs = given[0] if given else {}
+            if kwargs and not is_recomputing():  # the hook before a forward is not told of them
+                self.modules.given([self.source(tensor).influence for tensor in tensors_in(kwargs)])
             found = [] if is_recomputing() else [self._marks.event_of(tensor) for tensor in tensors_in((out,))]
             self.modules.leave(module, [event for event in found if event is not None])
 
@@ -398,3 +407,19 @@ class FlowTrace(TorchFunctionMode):
             return run()
         finally:
             super().__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+
+def _given_to_function(event: Event) -> tuple[Source, ...]:
+    """What the forward of an autograd.Function took from outside to make its result."""
+    found: dict[Source, None] = {}
+    seen: set[Event] = set()
+    stack = [event]
+    while stack:
+        current = stack.pop()
+        seen.add(current)
+        for source in current.sources:
+            if source.event is None or not source.event.is_inside_function:
+                found[source] = None
+            elif source.event not in seen:
+                stack.append(source.event)
+    return tuple(found)

@@ -99,6 +99,11 @@ class ModuleUses:
             )
         self._stack.append(use)
 
+    def given(self, influences: list[int]) -> None:
+        """What the innermost module was given by keyword depends on these."""
+        for influence in influences:
+            self._stack[-1].influence |= influence
+
     def leave(self, module: nn.Module, outputs: list[Event]) -> None:
         """It ends, and these events made what comes out; one that ran before the trace began is nobody's."""
         while self._stack:

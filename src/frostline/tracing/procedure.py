@@ -172,6 +172,7 @@ class ProcedureTrace:
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         has_closure = any(callable(arg) for arg in (*args[1:], *kwargs.values()))
         self._flow.paused = True
+        self.use_of(optimizer)  # known before its closure moves what it holds
         numbered = self._numbered(optimizer)
         self._before[id(optimizer)] = {number: fingerprint(tensor) for number, tensor in numbered}
         if not has_closure:
