@@ -328,7 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object and write nothing")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the real steps")
-    parser.add_argument("--num-pairs", type=int, default=9, help="how often each real step is repeated")
+    parser.add_argument("--num-pairs", type=int, default=15, help="how often each real step is repeated")
     parser.add_argument("--only-fake", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
     if asked.only_fake:
@@ -347,6 +347,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if asked.device == "cuda" else "cpu",
         "num_threads": torch.get_num_threads(),
+        "num_pairs": asked.num_pairs,
         "size": asdict(SMALL),
         "real": [asdict(row) for row in real],
         "fake": asdict(fake),

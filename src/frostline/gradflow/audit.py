@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -65,6 +66,16 @@ class Audit:
         if tensor.requires_grad and tensor.is_leaf:
             self._session.leaves.add(tensor)
 
+    def keep_originals(self) -> None:
+        """Remember what parameters were before the program itself writes to them, as it does to averages."""
+        self._session.flow.notes.originals = {}
+
+    def put_back_(self) -> None:
+        """Write the remembered values back."""
+        for parameter, values in (self._session.flow.notes.originals or {}).values():
+            with torch.no_grad():
+                parameter.copy_(values)
+
     def terms(self, **terms: Tensor) -> None:
         """Name the terms of the next loss, before it goes backward."""
         self._terms.name(terms)
@@ -109,7 +120,7 @@ class Audit:
         if not phases:
             return False
         idle = [use for use in self._session.procedure.optimizers.values() if not use.num_updates]
-        waiting = any(len(steps) < num_steps for steps in phases) or bool(idle)
+        waiting = any(phase.num_steps < num_steps for phase in phases) or bool(idle)
         return not waiting or self.num_steps >= 10 * num_steps
 
     def report(self) -> AuditReport:
@@ -155,18 +166,17 @@ class Audit:
 
     def _phases(self) -> Iterator[AuditedPhase]:
         session = self._session
-        for (optimizers, lines), steps in session.phases.items():
+        for (optimizers, lines), phase in session.phases.items():
             uses = [session.procedure.optimizers[key] for key in optimizers]
-            held = {number for step in steps for update in step.updates for number in update.gradients}
             names = " + ".join(type(use.optimizer).__name__ for use in uses)
             at = ", ".join(str(line) for line in lines if line is not None)
             yield AuditedPhase(
                 name=f"{names} after {at}" if at else names,
-                num_steps=len(steps),
-                num_backwards=sum(len(step.backwards) for step in steps),
-                num_skipped=sum(update.skipped for step in steps for update in step.updates),
-                num_parameters=len(held),
-                num_reached=sum(any(step.has_gradient(number) for step in steps) for number in held),
+                num_steps=phase.num_steps,
+                num_backwards=phase.num_backwards,
+                num_skipped=phase.num_skipped,
+                num_parameters=phase.held.bit_count(),
+                num_reached=phase.reached.bit_count(),
             )
 
     def _not_examined(self) -> Iterator[str]:
@@ -182,7 +192,7 @@ class Audit:
         seen = {row.term for row in self._terms.table()}
         for term in session.intent.flow.keys() - seen:
             yield f"loss term {term!r} was declared, and no loss has a term of this name"
-        if any(phase_steps and len(phase_steps) < 2 for phase_steps in session.phases.values()):
+        if any(phase.num_steps < 2 for phase in session.phases.values()):
             yield "what shows only from the second step on, such as gradients that are not cleared"
 
 
@@ -237,7 +247,7 @@ def audit(
     Works on real tensors and, inside `fake_tensors()`, on fake ones.
 
     Args:
-        step: Forward, backward and update. It may return its loss terms by name.
+        step: Forward, backward and update.
         model: Gives parameters their names; several by name.
         optimizers: All that step.
         learn: Globs of what should learn; what the optimizers hold where nothing is declared.
@@ -255,6 +265,7 @@ def audit(
         raise StepError(f"{steps} steps cannot be audited", do="audit one step or more")
     optimizers = (optimizers,) if isinstance(optimizers, Optimizer) else tuple(optimizers)
     running = Audit(Intent.of(learn, stay, flow), accept)
+    running.keep_originals()
     _watch(running, model, optimizers)
 
     def run() -> None:
@@ -264,6 +275,7 @@ def audit(
     with ExitStack() as stack:
         for module in _modules(model).values() or (nn.Module(),):  # what optimizers hold is put back in any case
             stack.enter_context(preserved(module, optimizers))
+        stack.callback(running.put_back_)
         try:
             with running.running():
                 run()

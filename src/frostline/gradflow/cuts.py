@@ -30,10 +30,10 @@ class Cuts(Rule):
     def __init__(self, session: Session) -> None:
         super().__init__(session)
         self.arrived = 0
-        self._cut: dict[int, tuple[Cut, Step]] = {}
-        self._broken: dict[int, tuple[Vanishing, Step]] = {}
+        self._cut: dict[int, tuple[Cut, int]] = {}
+        self._broken: dict[int, Vanishing] = {}
         self._silent: dict[int, int] = defaultdict(int)
-        self._zero: dict[int, tuple[Vanishing, Step]] = {}
+        self._zero: dict[int, Vanishing] = {}
         self._nonzero = 0
         self._num_steps: dict[int, int] = defaultdict(int)
         self._moved_in: dict[int, int] = {}
@@ -85,24 +85,24 @@ class Cuts(Rule):
                 if moved_now:
                     self._moved_in[number] = step.index
 
-    def _is_old(self, event: Event, step: Step) -> bool:
+    def _is_old(self, event: Event, step: int) -> bool:
         """Whether an event is older than one round of all phases: a GAN's fakes serve two."""
-        return step.index - event.step >= max(1, len(self.session.phases))
+        return step - event.step >= max(1, len(self.session.phases))
 
     def _look_at_flow(self, number: int, step: Step) -> None:
         bit = 1 << number
-        roots = [root for backward in step.backwards for root in backward.roots if root.influence & bit]
+        backwards = [b for b in step.backwards if b.targets is None or b.targets & bit]
+        roots = [root for backward in backwards for root in backward.roots if root.influence & bit]
         if any(root.reach & bit for root in roots):
-            restricted = all(b.targets is not None and not b.targets & bit for b in step.backwards)
-            backward = next(b for b in step.backwards if b.reach & bit)
-            if not restricted and backward.error is None:
+            backward = next(b for b in backwards if b.reach & bit)
+            if backward.error is None:
                 found = find_vanishing(backward, [root.event for root in backward.roots], number, "none")
-                self._broken.setdefault(number, (found, step))
-        else:
+                self._broken.setdefault(number, found)
+        elif roots:
             cut = find_cut(roots, number)
-            old = any(self._is_old(event, step) for event in cut.events)
+            old = any(self._is_old(event, step.index) for event in cut.events)
             if number not in self._cut or old:
-                self._cut[number] = cut, step
+                self._cut[number] = cut, step.index
 
     def _look_at_gradient(self, number: int, step: Step) -> None:
         states = [update.gradients.get(number) for update in step.updates]
@@ -112,7 +112,7 @@ class Cuts(Rule):
             backward = next((b for b in reversed(step.backwards) if b.arrived >> number & 1), None)
             if backward is not None:
                 roots = [root.event for root in backward.roots]
-                self._zero[number] = find_vanishing(backward, roots, number, "zero"), step
+                self._zero[number] = find_vanishing(backward, roots, number, "zero")
 
     # --- conclusions
 
@@ -122,7 +122,7 @@ class Cuts(Rule):
         for number, (cut, step) in self._cut.items():
             if not self.arrived >> number & 1:
                 groups[self._diagnose(cut, step)].append(number)
-        for number, (vanishing, _) in self._broken.items():
+        for number, vanishing in self._broken.items():
             if not self.arrived >> number & 1:
                 places = tuple(p for e in vanishing.events[:_MOST] if (p := place_of("returned", e)))
                 groups["FL116", places].append(number)
@@ -142,7 +142,7 @@ class Cuts(Rule):
             what = f"{describe(names)} is used as it was before its update: the loss depends on a copy of it"
             yield write("FL109", what, places, evidence="the copy was made in an earlier step", parameters=names)
 
-    def _diagnose(self, cut: Cut, step: Step) -> tuple[str, tuple[Place, ...]]:
+    def _diagnose(self, cut: Cut, step: int) -> tuple[str, tuple[Place, ...]]:
         """The code of a cut, and its places: what cut, what switched gradients off, what hid it."""
         causes = {"FL109" if self._is_old(event, step) else cause_of(event) for event in cut.events} or {"FL103"}
         events = sorted(cut.events, key=lambda event: _ORDER.index(cause_of(event)))[:_MOST]
@@ -192,7 +192,7 @@ class Cuts(Rule):
 
     def _zeros(self) -> Iterator[Finding]:
         groups: dict[tuple[str, tuple[Place, ...]], list[int]] = defaultdict(list)
-        for number, (vanishing, _) in self._zero.items():
+        for number, vanishing in self._zero.items():
             code = {"no derivative": "FL114", "constant zero": "FL211", "other": ""}.get(vanishing.kind, "FL115")
             if self._nonzero >> number & 1 or not code or (code == "FL211" and number not in self._moved_in):
                 continue

@@ -129,8 +129,8 @@ def find_tensor_names(wanted: set[int]) -> dict[int, str]:
     found: dict[int, str] = {}
     for name, value in _variables(sys._getframe(1)):
         for path, tensor in _tensors_in(name, value):
-            if id(tensor) in wanted:
-                found.setdefault(id(tensor), path)
+            if id(tensor) in wanted and (id(tensor) not in found or found[id(tensor)].isdigit()):
+                found[id(tensor)] = path  # a place in a list is a poor name
     return found
 
 

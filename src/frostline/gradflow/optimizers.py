@@ -95,6 +95,8 @@ class Optimizers(Rule):
         """Why an update can move nothing, or None where it can."""
         if update.skipped:
             return "skipped by the gradient scaler"
+        if update.has_closure and any(update.moved.values()):
+            return None
         states = set(update.gradients.values())
         discarded = any(clearing.discarded for clearing in step.clearings)
         if states <= {"none", "zero"}:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from frostline.gradflow.intent import Intent
 from frostline.gradflow.names import Names
 from frostline.gradflow.rule import Rule
-from frostline.gradflow.step import Clearing, Clipping, Step
+from frostline.gradflow.step import Clearing, Clipping, Step, Tally
 from frostline.tracing import (
     Backward,
     Change,
@@ -77,7 +77,7 @@ class Session:
         self.error: BaseException | None = None
         self.last_backward: Backward | None = None
         self.step = Step(0)
-        self.phases: dict[tuple[tuple[int, ...], tuple[Line | None, ...]], list[Step]] = {}
+        self.phases: dict[tuple[tuple[int, ...], tuple[Line | None, ...]], Tally] = {}
         self.wall_seconds = 0.0
         self.is_fake = torch._guards.detect_fake_mode() is not None
         self._enough = enough
@@ -232,7 +232,7 @@ class Session:
     @property
     def num_steps(self) -> int:
         """Steps that ended with an update."""
-        return sum(len(steps) for steps in self.phases.values())
+        return sum(phase.num_steps for phase in self.phases.values())
 
     def held(self) -> dict[int, list[Optimizer]]:
         """By leaf: the optimizers that hold it."""
@@ -296,7 +296,7 @@ class Session:
             if step.updates:
                 optimizers = tuple(dict.fromkeys(id(update.use.optimizer) for update in step.updates))
                 lines = tuple(dict.fromkeys(backward.line for backward in step.backwards))
-                self.phases.setdefault((optimizers, lines), []).append(step)
+                self.phases.setdefault((optimizers, lines), Tally()).add(step)
             for rule in self.rules:
                 rule.observe(step)
             flow.end_step()

@@ -43,6 +43,35 @@ class Clipping:
     numbers: int
 
 
+@dataclass(slots=True, eq=False)
+class Tally:
+    """What is kept of the steps of one phase.
+
+    Attributes:
+        num_steps: Steps.
+        num_backwards: Backward passes in them.
+        num_skipped: Updates a scaler skipped.
+        held: The leaves its optimizers hold.
+        reached: Those of them a gradient arrived at.
+    """
+
+    num_steps: int = 0
+    num_backwards: int = 0
+    num_skipped: int = 0
+    held: int = 0
+    reached: int = 0
+
+    def add(self, step: Step) -> None:
+        """Count a step."""
+        self.num_steps += 1
+        self.num_backwards += len(step.backwards)
+        for update in step.updates:
+            self.num_skipped += update.skipped
+            for number in update.gradients:
+                self.held |= 1 << number
+                self.reached |= step.has_gradient(number) << number
+
+
 @dataclass(eq=False)
 class Step:
     """What happened from one update to the next.

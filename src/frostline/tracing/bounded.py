@@ -68,6 +68,16 @@ def _repeat_interleave(bound: int, repeats: Tensor, output_size: int | None) -> 
     return repeats.new_empty(bound, dtype=torch.int64), bound
 
 
+def _ctc_loss(
+    bound: int, log_probs: Tensor, targets: Tensor, **lengths_and_options: Any
+) -> tuple[tuple[Tensor, Tensor], int]:
+    """A loss for each sequence, and the paths through its labels, as many as the longest one has."""
+    num_steps, batch_size = log_probs.shape[:2]
+    num_labels = min(bound, targets.size(-1))
+    paths = log_probs.new_empty(batch_size, num_steps, 2 * num_labels + 1)
+    return (log_probs.new_empty(batch_size), paths), num_labels
+
+
 def _unique(
     bound: int,
     self: Tensor,
@@ -97,4 +107,5 @@ _RULES: dict[Any, Callable[..., tuple[Any, int]]] = {
     _aten._unique2.default: _unique,
     _aten.unique_consecutive.default: _unique,
     _aten.unique_dim.default: _unique,
+    _aten._ctc_loss.Tensor: _ctc_loss,
 }

@@ -25,20 +25,23 @@ Model = TypeVar("Model", bound=nn.Module)
 class FakeTensors(FakeTensorMode):
     """A fake tensor mode that guesses where a step asks for a value.
 
-    Numbers are guessed as 1, truth values and `torch.equal` as True. Real tensors that meet fake ones are
+    Numbers are guessed as 1, `torch.equal` as True, truth values as told. Real tensors that meet fake ones are
     read as fakes of the same shape.
 
     Args:
         bound: The most entries that an operator returns whose size depends on values, such as `torch.nonzero`;
             it is taken to return so many, or as many as it can. Without one it raises.
+        truth: What a truth value is guessed as.
 
     Attributes:
         guesses: How often each guess was made, by its text: what was asked and the user's line.
+        num_truths: How often a truth value was guessed.
     """
 
-    def __init__(self, bound: int | None = None) -> None:
+    def __init__(self, *, bound: int | None = None, truth: bool = True) -> None:
         super().__init__(allow_non_fake_inputs=True)
-        self._bound = bound
+        self._bound, self._truth = bound, truth
+        self.num_truths = 0
         self.guesses: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -56,7 +59,9 @@ class FakeTensors(FakeTensorMode):
             return super().__torch_dispatch__(func, types, args, kwargs)
         except DataDependentOutputException:
             if func is torch.ops.aten._local_scalar_dense.default:
-                guess = True if args[0].dtype is torch.bool else 1.0 if args[0].is_floating_point() else 1
+                is_truth = args[0].dtype is torch.bool
+                self.num_truths += is_truth
+                guess = self._truth if is_truth else 1.0 if args[0].is_floating_point() else 1
             elif func is torch.ops.aten.equal.default:
                 guess = True
             else:
@@ -75,13 +80,14 @@ class FakeTensors(FakeTensorMode):
         self.guesses[f"{guess}, at {user_line() or 'torch itself'}"] += 1
 
 
-def fake_tensors(*, bound: int | None = None) -> FakeTensors:
+def fake_tensors(*, bound: int | None = None, truth: bool = True) -> FakeTensors:
     """A mode to enter: inside it every new CPU tensor is fake.
 
     Args:
         bound: See `FakeTensors`.
+        truth: The same.
     """
-    return FakeTensors(bound)
+    return FakeTensors(bound=bound, truth=truth)
 
 
 def build_fake(factory: Callable[[], Model], mode: FakeTensors) -> Model:

@@ -41,7 +41,7 @@ from frostline.tracing.operators import (
     is_sum,
     name_of,
 )
-from frostline.tracing.patches import wrapped
+from frostline.tracing.patches import unwarned, wrapped
 from frostline.tracing.stack import apply_line, checkpoint_line, is_called_by_torch, locate
 from frostline.tracing.values import is_transformed, tensors_in
 from frostline.where import Line
@@ -87,6 +87,7 @@ class FlowTrace(TorchFunctionMode):
         step: The number of the step that events belong to; the listener counts.
         scaled: Whether a gradient scaler has multiplied a loss since its last update.
         paused: Whether operators pass unseen, as while an optimizer steps.
+        is_stepping: Whether it is paused because an optimizer steps.
         notes: What was seen besides.
         modules: Every module that was called in this step.
         switches: Who switched gradients off.
@@ -97,6 +98,7 @@ class FlowTrace(TorchFunctionMode):
         super().__init__()
         self.listener, self.leaves = listener, leaves
         self.step, self.num_events, self.paused, self.scaled = 0, 0, False, False
+        self.is_stepping = False
         self.notes, self.modules, self.switches = Notes(), ModuleUses(), GradSwitches()
         self.backwards = BackwardWatch(self)
         self._marks = Marks()
@@ -108,7 +110,7 @@ class FlowTrace(TorchFunctionMode):
             stack.callback(self._forget)
             stack.enter_context(self.switches.installed())
             stack.enter_context(wrapped(torch.autograd, "_engine_run_backward", self.backwards.wrap_engine))
-            # Global hooks: a hook on a TransformerEncoder itself would switch its fused path off.
+            # Global hooks: they are on no module, and see those made later.
             entering = register_module_forward_pre_hook(self._enter_module)
             stack.callback(entering.remove)
             leaving = register_module_forward_hook(self._leave_module, with_kwargs=True, always_call=True)
@@ -117,6 +119,7 @@ class FlowTrace(TorchFunctionMode):
             # Autograd's device threads would recompute checkpoints out of this mode's sight.
             stack.enter_context(torch.autograd.set_multithreading_enabled(False))
             stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(unwarned("Using `torch.compile(module)` when there are global hooks"))
             super().__enter__()  # type: ignore[no-untyped-call]
             self._cleanup = stack.pop_all()
         return self
@@ -232,6 +235,8 @@ class FlowTrace(TorchFunctionMode):
         versions = [None if tensor.is_inference() else tensor._version for tensor in tensors]
         if in_place and func in CLIPS:
             self.listener.clipped(tensors[:1], locate().line)
+        if in_place:
+            self.notes.about_to_write(tensors[0])
         if func == DATA_SET and not tensors[0].is_leaf:
             self.notes.replaced(tensors[0])
         out = func(*args, **kwargs)
@@ -359,6 +364,8 @@ class FlowTrace(TorchFunctionMode):
     # --- modules
 
     def _enter_module(self, module: nn.Module, inputs: Any) -> None:
+        if self.is_stepping:  # an optimizer's step that raised never said that it ended
+            self.paused = self.is_stepping = False
         if self.paused:
             return
         recomputing, influence = is_recomputing(), 0

@@ -48,6 +48,7 @@ class Notes:
         chains: Lines that add to what they made in an earlier step, graph included, and how often.
         saved_inputs: Lines whose frozen operators keep inputs for backward that they do not need; bytes in a step.
         constants: Tensors of a trainable tensor's shape that nothing trainable influences, and where they were read.
+        originals: By id of a parameter: what it was before the program first wrote to it; None where nobody asks.
         unpinned: Lines that ask for an asynchronous copy from memory that is not pinned.
     """
 
@@ -62,6 +63,7 @@ class Notes:
         self.saved_inputs: dict[Line, int] = {}
         self.constants: list[tuple[Tensor, Line]] = []
         self.unpinned: set[Line] = set()
+        self.originals: dict[int, tuple[nn.Parameter, Tensor]] | None = None
         self._aliases: dict[int, nn.Parameter] = {}
         self._shapes: set[torch.Size] = set()
         self._num_shapes = 0
@@ -83,13 +85,23 @@ class Notes:
         known = self.escapes.get((op, line))
         self.escapes[op, line] = Escape(op, line, influence | (known.influence if known else 0), step)
 
+    def about_to_write(self, tensor: Tensor) -> None:
+        """An operator is about to write to a tensor."""
+        owner = self._owner(tensor)
+        if self.originals is not None and owner is not None and id(owner) not in self.originals:
+            self.originals[id(owner)] = owner, owner.detach().clone()
+
+    def _owner(self, tensor: Tensor) -> nn.Parameter | None:
+        """The parameter whose values a tensor shows."""
+        if isinstance(tensor, nn.Parameter):
+            return tensor
+        storage = storage_of(tensor) if self._aliases else None
+        return None if storage is None else self._aliases.get(storage._cdata)
+
     def wrote(self, tensor: Tensor, event: Event | None) -> nn.Parameter | None:
         """An operator wrote to a tensor, which `event` made; returns the parameter whose values they are."""
         line = locate().line
-        storage = storage_of(tensor)
-        owner = tensor if isinstance(tensor, nn.Parameter) else None
-        if owner is None and storage is not None:
-            owner = self._aliases.get(storage._cdata)
+        owner = self._owner(tensor)
         if owner is not None:
             self.writes[id(owner)] = line
         through_data = event is not None and event.kind == "data"

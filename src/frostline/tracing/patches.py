@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 
@@ -26,3 +28,21 @@ def wrapped(owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable
             setattr(owner, name, original)
         else:
             delattr(owner, name)
+
+
+@contextmanager
+def unwarned(message: str) -> Iterator[None]:
+    """Keep one warning quiet, and leave alone what the program does to all others meanwhile.
+
+    Args:
+        message: How it begins.
+    """
+    entry = ("ignore", re.compile(re.escape(message)), Warning, None, 0)
+    warnings.filters.insert(0, entry)  # type: ignore[attr-defined]
+    warnings._filters_mutated()  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        with suppress(ValueError):
+            warnings.filters.remove(entry)  # type: ignore[attr-defined]
+        warnings._filters_mutated()  # type: ignore[attr-defined]

@@ -58,6 +58,7 @@ class Update:
         skipped: Whether a scaler skipped it.
         gradients: By number of a leaf: its gradient, as the optimizer found it.
         moved: By number of a leaf: whether its value changed; missing where values cannot be read.
+        has_closure: Whether the optimizer went forward and backward itself; the gradients are the last ones.
         rates: The learning rates of the groups.
     """
 
@@ -66,6 +67,7 @@ class Update:
     skipped: bool = False
     gradients: dict[int, GradientState] = field(default_factory=dict)
     moved: dict[int, bool] = field(default_factory=dict)
+    has_closure: bool = False
     rates: tuple[float, ...] = ()
 
 
@@ -177,18 +179,22 @@ class ProcedureTrace:
         self._before[id(optimizer)] = {number: fingerprint(tensor) for number, tensor in numbered}
         if not has_closure:
             self._gradients[id(optimizer)] = {number: gradient_state(tensor) for number, tensor in numbered}
-        self._flow.paused = not has_closure  # a closure goes forward and backward
+        self._flow.paused = self._flow.is_stepping = not has_closure  # a closure goes forward and backward
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         numbered = self._numbered(optimizer)
         self._flow.paused = True
         gradients = self._gradients.pop(id(optimizer), None)
+        has_closure = gradients is None
         if gradients is None:
             gradients = {number: gradient_state(tensor) for number, tensor in numbered}
         before = self._before.pop(id(optimizer), {})
         moved = {n: before[n] != fingerprint(t) for n, t in numbered if before.get(n) is not None}
-        self._flow.paused = False
-        self._finish(Update(self.use_of(optimizer), user_place(2), gradients=gradients, moved=moved))
+        self._flow.paused = self._flow.is_stepping = False
+        update = Update(
+            self.use_of(optimizer), user_place(2), gradients=gradients, moved=moved, has_closure=has_closure
+        )
+        self._finish(update)
 
     def _finish(self, update: Update) -> None:
         update.use.num_updates += 1

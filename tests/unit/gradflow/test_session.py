@@ -7,17 +7,42 @@ from torch.nn import functional as F
 
 from flow_parts import here
 from frostline.gradflow import Intent
+from frostline.gradflow.rule import Rule
 from frostline.gradflow.session import Session
 
 
 @pytest.fixture
 def session():
-    return Session(Intent())
+    made = Session(Intent())
+    made.rules = [Keeper(made)]
+    return made
 
 
 def net(*sizes):
     torch.manual_seed(0)
     return nn.Sequential(*(nn.Linear(a, b) for a, b in pairwise(sizes)))
+
+
+class Keeper(Rule):
+    """Keeps whole steps, of which a session keeps a tally."""
+
+    def __init__(self, session):
+        super().__init__(session)
+        self.phases = {}
+
+    def observe(self, step):
+        if step.updates:
+            optimizers = tuple(dict.fromkeys(id(update.use.optimizer) for update in step.updates))
+            lines = tuple(dict.fromkeys(backward.line for backward in step.backwards))
+            self.phases.setdefault((optimizers, lines), []).append(step)
+
+
+def kept(session):
+    (keeper,) = session.rules
+    assert {key: phase.num_steps for key, phase in session.phases.items()} == {
+        key: len(steps) for key, steps in keeper.phases.items()
+    }
+    return keeper.phases
 
 
 def names(session, bits):
@@ -33,7 +58,7 @@ def test_steps_end_at_the_first_thing_after_their_updates(session):
             optimizer.step()
             optimizer.zero_grad()
         assert session.num_steps == 3
-    ((steps),) = session.phases.values()
+    ((steps),) = kept(session).values()
     assert [(step.index, len(step.backwards), len(step.updates)) for step in steps] == [(0, 1, 1), (1, 1, 1), (2, 1, 1)]
     assert names(session, steps[0].arrived) == names(session, steps[0].influence) == {"model.0.weight", "model.0.bias"}
     assert session.error is None and session.wall_seconds > 0
@@ -48,7 +73,7 @@ def test_micro_batches_belong_to_one_step(session):
             if number % 4 == 3:
                 optimizer.step()
                 optimizer.zero_grad()
-    (steps,) = session.phases.values()
+    (steps,) = kept(session).values()
     assert [len(step.backwards) for step in steps] == [4, 4]
 
 
@@ -64,8 +89,8 @@ def test_a_gans_two_halves_are_two_phases(session):
             optimizers[0].zero_grad()
             (-critic(fake).mean()).backward()
             optimizers[0].step()
-    assert len(session.phases) == 2
-    first, second = session.phases.values()
+    assert len(kept(session)) == 2
+    first, second = kept(session).values()
     assert [len(first), len(second)] == [2, 2]
     assert names(session, first[0].arrived) == {"critic.0.weight", "critic.0.bias"}
     assert names(session, second[0].arrived) == {
@@ -83,7 +108,7 @@ def test_two_optimizers_after_one_loss_are_one_phase(session):
                 optimizer.step()
                 optimizer.zero_grad()
     assert session.num_steps >= 2
-    assert {len(step.backwards) for steps in session.phases.values() for step in steps} <= {0, 1}
+    assert {len(step.backwards) for steps in kept(session).values() for step in steps} <= {0, 1}
 
 
 def test_a_closure_that_goes_backward_often_is_one_step(session):
@@ -99,7 +124,7 @@ def test_a_closure_that_goes_backward_often_is_one_step(session):
     with session.running():
         for _ in range(2):
             optimizer.step(closure)
-    (steps,) = session.phases.values()
+    (steps,) = kept(session).values()
     assert len(steps) == 2
     assert len(steps[0].backwards) > 1
 
@@ -114,7 +139,7 @@ def test_parameters_updated_by_hand_are_stepped_by_the_line_that_writes(session)
                     line = here() + 1
                     parameter.sub_(0.1 * parameter.grad)
                     parameter.grad = None
-    (steps,) = session.phases.values()
+    (steps,) = kept(session).values()
     assert len(steps) == 2
     assert {update.line.number for step in steps for update in step.updates} == {line}
 
@@ -181,7 +206,7 @@ def test_models_and_optimizers_that_were_not_given_are_found_and_named(session):
         optimizer = torch.optim.SGD(encoder.parameters(), lr=0.1)
         F.mse_loss(encoder(torch.ones(4, 3)), torch.zeros(4, 2)).backward()
         optimizer.step()
-    assert names(session, session.phases[next(iter(session.phases))][0].arrived) == {
+    assert names(session, kept(session)[next(iter(kept(session)))][0].arrived) == {
         "encoder.0.weight",
         "encoder.0.bias",
     }
