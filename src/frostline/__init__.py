@@ -14,18 +14,27 @@ __all__ = [
     "FeatureCache",
     "Workload",
     "__version__",
+    "apply_",
     "assert_gradients_flow",
     "audit",
     "auditing",
+    "backward_in_micro_batches",
     "checkpoint_",
     "chunked_cross_entropy",
     "chunked_map",
     "compare_gradients",
+    "compress_",
     "estimate",
     "evaluate",
     "fake_tensors",
     "freeze_",
+    "largest_batch",
+    "lean_",
     "measure",
+    "offload_",
+    "plan",
+    "prove",
+    "store_bfloat16_",
     "train",
     "unfreeze_",
 ]
@@ -33,7 +42,18 @@ __all__ = [
 if TYPE_CHECKING:
     from frostline.gradflow import assert_gradients_flow, audit, auditing
     from frostline.memory import Workload, estimate, measure
-    from frostline.ops import FeatureCache, checkpoint_, chunked_cross_entropy, chunked_map
+    from frostline.ops import (
+        FeatureCache,
+        backward_in_micro_batches,
+        checkpoint_,
+        chunked_cross_entropy,
+        chunked_map,
+        compress_,
+        lean_,
+        offload_,
+        store_bfloat16_,
+    )
+    from frostline.planner import apply_, largest_batch, plan, prove
     from frostline.proof import compare_gradients
     from frostline.regions import freeze_, unfreeze_
     from frostline.tracing import fake_tensors
@@ -43,7 +63,18 @@ if TYPE_CHECKING:
 _ROOMS = {
     "gradflow": ("assert_gradients_flow", "audit", "auditing"),
     "memory": ("Workload", "estimate", "measure"),
-    "ops": ("FeatureCache", "checkpoint_", "chunked_cross_entropy", "chunked_map"),
+    "ops": (
+        "FeatureCache",
+        "backward_in_micro_batches",
+        "checkpoint_",
+        "chunked_cross_entropy",
+        "chunked_map",
+        "compress_",
+        "lean_",
+        "offload_",
+        "store_bfloat16_",
+    ),
+    "planner": ("apply_", "largest_batch", "plan", "prove"),
     "proof": ("compare_gradients",),
     "regions": ("freeze_", "unfreeze_"),
     "tracing": ("fake_tensors",),

@@ -182,6 +182,25 @@ def test_backward_twice_gives_the_same_gradient_twice():
     assert torch.equal(first, second)
 
 
+def test_under_autocast_the_loss_is_float32_and_a_trainable_head_has_all_its_gradients():
+    *tensors, target = problem(torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = chunked_cross_entropy(*tensors[:2], target, bias=tensors[2], chunk_tokens=8)
+        logits = F.linear(*tensors)
+    assert loss.dtype == torch.float32
+    assert logits.dtype == torch.bfloat16
+    torch.testing.assert_close(loss, F.cross_entropy(logits.float(), target), rtol=1e-6, atol=1e-6)
+    double = value_and_gradients(
+        lambda h, w, b: plain(h, w, target, bias=b), [t.double() for t in tensors], (True,) * 3
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = value_and_gradients(
+            lambda h, w, b: chunked_cross_entropy(h, w, target, bias=b, chunk_tokens=8), tensors, (True,) * 3
+        )
+    for mine, reference in zip(ours[1:], double[1:], strict=True):
+        assert relative_error(mine, reference) < 4 * torch.finfo(torch.bfloat16).eps
+
+
 def test_under_activation_checkpointing():
     hidden, weight, _, target = problem()
     without = value_and_gradients(lambda h: chunked_cross_entropy(h.tanh(), weight, target), [hidden], [True])
@@ -191,6 +210,21 @@ def test_under_activation_checkpointing():
         [True],
     )
     assert all(torch.equal(a, b) for a, b in zip(within, without, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
+def test_compiled(monkeypatch):
+    monkeypatch.setattr(pytest.importorskip("tqdm").tqdm, "monitor_interval", 0)  # torch's compiler starts it
+    hidden, weight, bias, target = problem(torch.float32)
+
+    def loss(h, w, b):
+        return chunked_cross_entropy(h, w, target, bias=b, chunk_tokens=8)
+
+    plain = value_and_gradients(loss, (hidden, weight, bias), (True,) * 3)
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    for mine, reference in zip(value_and_gradients(compiled, (hidden, weight, bias), (True,) * 3), plain, strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-6, atol=1e-6)
+    torch._dynamo.reset()
 
 
 def test_a_second_derivative_is_refused_and_the_plain_loss_named():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import shutil
 
 import pytest
@@ -139,6 +140,39 @@ def test_a_damaged_row_is_computed_again(tmp_path):
         assert torch.equal(upstream.fetch(later, list(range(NUM_SAMPLES))), table)
     assert upstream.asked == [NUM_SAMPLES - 1]
     assert later.num_damaged == 1
+
+
+def test_another_model_preprocessing_or_sample_is_never_answered_from_the_file(tmp_path):
+    path, images = tmp_path / "features.safetensors", torch.randn(NUM_SAMPLES, 4)
+    torch.manual_seed(0)
+    upstream = nn.Linear(4, 15).requires_grad_(False)
+
+    def fetch(upstream, preprocessing, images):
+        key = cache_key(upstream, preprocessing, images)
+        cache = FeatureCache(NUM_SAMPLES, SHAPE, dtype=torch.float32, key=key, path=path)
+        return cache.fetch(torch.arange(NUM_SAMPLES), lambda positions: upstream(images[positions]).unflatten(1, SHAPE))
+
+    first = fetch(upstream, "mean=0.5", images)
+    assert torch.equal(fetch(upstream, "mean=0.5", images), first)
+    other_image, other_upstream = images.clone(), copy.deepcopy(upstream)
+    other_image[7, 2] += 1e-6
+    other_upstream.bias[3] += 1e-6
+    for changed in (
+        (upstream, "mean=0.5", other_image),
+        (upstream, "mean=0", images),
+        (other_upstream, "mean=0.5", images),
+    ):
+        with pytest.raises(CheckpointError, match="this run's key is"):
+            fetch(*changed)
+
+
+def test_every_sample_of_a_run_is_computed_once_over_three_interrupted_runs(tmp_path):
+    path, table, asked = tmp_path / "features.safetensors", features(), []
+    for samples in ([0, 1, 2], [2, 3, 4, 5], list(range(NUM_SAMPLES))):
+        cache, upstream = make(path), Upstream(table)
+        assert torch.equal(upstream.fetch(cache, samples), table[samples])
+        asked += upstream.asked
+    assert sorted(asked) == list(range(NUM_SAMPLES))
 
 
 def test_another_key_shape_or_type_is_refused_with_both(tmp_path):

@@ -69,8 +69,9 @@ def offload_(
     file; on CUDA it was not.
 
     Memory: from forward to backward, only saved storages below `min_bytes`; in backward, those of one operator
-    at a time. A transformer of 12 layers (width 256, 4 x 256 tokens, float32, frozen behind a trainable
-    embedding) keeps 7.5 MiB instead of 136.3.
+    at a time. The step of a transformer of 12 layers (width 256, 4 x 256 tokens, float32, frozen behind a
+    trainable embedding) peaks 24.8 MiB above what is resident instead of 144.8, with 120.0 MiB in the file.
+    After `checkpoint_` of the same units: 24.4 instead of 36.4, with 12.0 MiB in the file.
 
     Cost: every saved byte out and in once: on CUDA from and to pinned memory in the stream of the step,
     without waiting for the host and without overlap; into a file at the speed of the disk.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, UntypedStorage, nn
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, disable_fake_tensor_cache
 from torch.autograd.graph import saved_tensors_hooks
 
 from frostline.regions import Override
@@ -23,7 +23,8 @@ class SavedTensorStore(ABC):
     """Where saved tensors go between forward and backward.
 
     It takes whole storages: tensors that share one are written once, across calls and modules, and read once
-    as long as backward still holds what was read.
+    as long as backward still holds what was read. A write that autograd does not count (`.data`, numpy) between
+    two saves of one storage is not noticed: the second one then gets the values of the first.
 
     Args:
         min_bytes: Smaller storages stay where they are.
@@ -66,21 +67,21 @@ class SavedTensorStore(ABC):
         written = None if known is None else known()
         if written is None or (written.version, written.dtype) != (version, tensor.dtype):
             num_elements = storage.nbytes() // tensor.element_size()
-            flat = _over(storage, tensor, 0, (int(num_elements),), (1,))
-            read = self.write(flat)
+            with torch.no_grad():
+                read = self.write(tensor.detach().as_strided((num_elements,), (1,), 0))
             if read is None:
                 return None
-            written = _Written(read, version, tensor.dtype)
+            written = _Written(read, tensor)
             self._away[storage] = weakref.ref(written)
             self.written_bytes += storage.nbytes()
             self.peak_written_bytes = max(self.peak_written_bytes, self.written_bytes)
             weakref.finalize(written, self._forget, storage.nbytes())
-        offset, size, strides = int(tensor.storage_offset()), tensor.shape, tensor.stride()
+        size, strides, offset = tensor.shape, tensor.stride(), tensor.storage_offset()
 
         def take() -> Tensor:
             _refuse_changed(alias, version, size)
-            restored = written.restore()
-            return _over(restored.untyped_storage(), restored, offset, size, strides)
+            with torch.no_grad():
+                return written.restore().as_strided(size, strides, offset)
 
         return take
 
@@ -91,19 +92,26 @@ class SavedTensorStore(ABC):
 class _Written:
     """A storage that was put away."""
 
-    def __init__(self, read: Callable[[], Tensor], version: int, dtype: torch.dtype) -> None:
-        self.version, self.dtype = version, dtype
+    def __init__(self, read: Callable[[], Tensor], tensor: Tensor) -> None:
+        self.version, self.dtype, self._device = tensor._version, tensor.dtype, tensor.device
         self._read = read
         self._storage: weakref.ref[UntypedStorage] | None = None
 
     def restore(self) -> Tensor:
+        """All of the storage as one row; the one that an operator still holds, if there is one."""
         storage = None if self._storage is None else self._storage()
         if storage is None:
             flat = self._read()
             self._storage = weakref.ref(flat.untyped_storage())
             return flat
-        with torch.no_grad():
-            return torch.empty(0, dtype=self.dtype, device=storage.device).set_(storage)
+        with _uncached():
+            return torch.empty(0, dtype=self.dtype, device=self._device).set_(storage)
+
+
+def _uncached() -> AbstractContextManager[None]:
+    """Fake tensors' memory of earlier calls would keep the storage that `set_` is given, for ever."""
+    mode: Any = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
+    return nullcontext() if mode is None else disable_fake_tensor_cache(mode)
 
 
 @dataclass(frozen=True)
@@ -121,7 +129,7 @@ class StoreSaved:
     def __call__(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call `inner`, and put away what autograd saves in it."""
         module: nn.Module = inner.__self__  # type: ignore[attr-defined]
-        if not _records_plainly() or not self.applies(module):
+        if torch.compiler.is_compiling() or not _records_plainly() or not self.applies(module):
             return inner(*args, **kwargs)
         with _stored(self.store, module):
             return inner(*args, **kwargs)
@@ -153,7 +161,6 @@ def _records_plainly() -> bool:
     hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks(False)
     return (
         torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
         and torch._C._get_tracing_state() is None
         and not torch._C._are_functorch_transforms_active()
         and (hooks is None or hooks[0].__module__ != "torch.utils.checkpoint")
@@ -205,10 +212,3 @@ def _refuse_changed(tensor: Tensor, version: int, shape: torch.Size) -> None:
             f"{_CHANGED}[{tensor.type()} {list(shape)}] is at version {tensor._version}; expected version {version} "
             "instead"
         )
-
-
-def _over(
-    storage: UntypedStorage, like: Tensor, offset: int, size: tuple[int, ...], strides: tuple[int, ...]
-) -> Tensor:
-    with torch.no_grad():
-        return torch.empty(0, dtype=like.dtype, device=like.device).set_(storage, offset, size, strides)
