@@ -114,7 +114,7 @@ class Equivalence(Rule):
         stepped = [
             update
             for update in self._last_updates
-            if any(str(list(self.leaves.all[n].tensor.shape))[1:-1] == shape for n in update.gradients)
+            if any(shape in _shapes(self.leaves.all[n].tensor) for n in update.gradients)
         ]
         backward = self.session.last_backward
         steps = [change for change in self.session.last_changes if str(list(change.tensor.shape))[1:-1] == shape]
@@ -128,7 +128,14 @@ class Equivalence(Rule):
                 place("backward", backward.line if backward else None, "needs the values before"),
             ],
             evidence=str(error).partition(". Hint")[0].splitlines()[0],
+            do="step after the backward that needs the old values" if stepped and not steps else "",
         )
+
+
+def _shapes(parameter: Tensor) -> tuple[str, str]:
+    """A parameter's shape as torch prints it, and that of its transpose, which a linear layer saves."""
+    sizes = [str(size) for size in parameter.shape]
+    return ", ".join(sizes), ", ".join(reversed(sizes))
 
 
 def _overwritten(root: Any, changes: list[Change]) -> Iterator[Line | None]:

@@ -16,7 +16,12 @@ _MEANINGS = (
     ("optimizer got an empty parameter list", "FL203", "an optimizer is given no parameters"),
     ("backward through the graph a second time", "FL504", "a value with a graph is carried into the next step"),
     ("Expected to have finished reduction in the prior iteration", "FL207", "a parameter took no part in the loss"),
-    ("No inf checks were recorded", "FL204", "a scaler steps an optimizer none of whose parameters has a gradient"),
+    ("No inf checks were recorded prior to update", "FL204", "an optimizer is stepped without its gradient scaler"),
+    (
+        "No inf checks were recorded for this",
+        "FL204",
+        "a scaler steps an optimizer none of whose parameters has a gradient",
+    ),
     ("Recomputed values for the following tensors", "FL307", "a checkpoint recomputes something else"),
 )
 

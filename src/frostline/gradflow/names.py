@@ -52,17 +52,17 @@ class Names:
 
     def discover(self, module: nn.Module) -> None:
         """Name a module by the variable that holds it, or holds what it is part of."""
-        best: tuple[int, str, nn.Module] | None = None
-        for name, value in _variables(sys._getframe(1)):
-            for path, candidate in _modules_in(name, value):
-                num_modules = sum(1 for _ in candidate.modules())
-                if (best is None or num_modules > best[0]) and any(m is module for m in candidate.modules()):
-                    best = num_modules, path, candidate
-        _, name, owner = best or (0, type(module).__name__, module)
-        self.add_module(owner, name)
-        for name, value in _variables(sys._getframe(1)):  # averaged copies and the like are never called
-            if isinstance(value, nn.Module) and not self.knows(value) and name != "self":
-                self.add_module(value, name)
+        best: tuple[tuple[int, bool], str, nn.Module] | None = None
+        found = [pair for name, value in _variables(sys._getframe(1)) for pair in _modules_in(name, value)]
+        for name, candidate in found:
+            rank = sum(1 for _ in candidate.modules()), name != "self"
+            if (best is None or rank > best[0]) and any(inner is module for inner in candidate.modules()):
+                best = rank, name, candidate
+        _, name, owner = best or ((0, False), type(module).__name__, module)
+        self.add_module(owner, "model" if name == "self" else name)
+        for name, candidate in found:  # averaged copies and the like are never called
+            if not self.knows(candidate) and name != "self":
+                self.add_module(candidate, name)
 
     def module(self, module: nn.Module | None) -> str:
         """A module's name."""
@@ -157,7 +157,7 @@ def _variables(frame: FrameType | None) -> Iterator[tuple[str, Any]]:
 
 def _modules_in(name: str, value: Any) -> Iterator[tuple[str, nn.Module]]:
     if isinstance(value, nn.Module):
-        yield ("model" if name == "self" else name), value
+        yield name, value
         return
     for key, item in _items(value):
         if isinstance(item, nn.Module):

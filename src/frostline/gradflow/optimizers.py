@@ -20,6 +20,17 @@ if TYPE_CHECKING:
     from frostline.gradflow.session import Session
 
 _RATE = "its learning rate is 0"
+_NONE = "no gradient arrived"
+_ZERO = "every gradient is exactly 0"
+_CLEARED = "its gradients were cleared between backward and step"
+_SMALL = "the update is too small for the parameters' precision"
+_REMEDIES = {
+    _RATE: "set lr, or look at what sets it to 0",
+    _NONE: "call backward() before step(), on a loss that depends on what it holds",
+    _ZERO: "look for a factor of 0: two matrices that are both initialised to 0, a loss weight of 0",
+    _CLEARED: "the order is zero_grad, backward, step",
+    _SMALL: "keep the parameters in float32 (autocast computes in half precision), or raise the learning rate",
+}
 
 
 class Optimizers(Rule):
@@ -98,14 +109,15 @@ class Optimizers(Rule):
         if update.has_closure and any(update.moved.values()):
             return None
         states = set(update.gradients.values())
-        discarded = any(clearing.discarded for clearing in step.clearings)
         if states <= {"none", "zero"}:
-            return "its gradients were cleared between backward and step" if discarded else "no gradient arrived"
+            if any(clearing.discarded for clearing in step.clearings):
+                return _CLEARED
+            return _ZERO if "zero" in states else _NONE
         if update.moved and not any(update.moved.values()):
             if update.rates and not any(update.rates):
                 return _RATE
             if "nonfinite" not in states:
-                return "the update is too small for the parameters' precision"
+                return _SMALL
         return None
 
     # --- conclusions
@@ -246,7 +258,7 @@ class Optimizers(Rule):
                 continue
             why, update, clearing = reasons[0]
             explained = self._explained()
-            if why == "no gradient arrived" and all(explained >> n & 1 for n in update.gradients):
+            if why in (_NONE, _ZERO) and all(explained >> n & 1 for n in update.gradients):
                 continue  # a cut, which has its own finding
             if why.startswith("skipped") and len(reasons) < 3:
                 continue  # scalers begin with a scale that is too large, on purpose
@@ -259,7 +271,9 @@ class Optimizers(Rule):
                 place("step", update.line, kind),
                 place("optimizer", update.use.made_at, kind),
             ]
-            yield write("FL204", f"{kind} steps and moves nothing: {why}", places, evidence=f"{len(reasons)} steps")
+            do = _REMEDIES.get(why, "")
+            what = f"{kind} steps and moves nothing: {why}"
+            yield write("FL204", what, places, evidence=f"{len(reasons)} steps", do=do)
         yield from self._thrown_away(held)
         numbers = [n for n in self._moved_unread if n in held]
         if numbers:

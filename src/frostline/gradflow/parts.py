@@ -33,8 +33,11 @@ class Parts:
         key = id(module)
         if key not in self._known:
             parameters = list(self._part(module).parameters())
+            declared = self.was_declared(module)
             self._known[key] = bool(parameters) and not any(
-                parameter.requires_grad or id(parameter) in self._held or id(parameter) in self._moved
+                (parameter.requires_grad and not declared)
+                or id(parameter) in self._held
+                or id(parameter) in self._moved
                 for parameter in parameters
             )
         return self._known[key]

@@ -24,10 +24,12 @@ class Roles(Rule):
         self._called: set[int] = set()
         self._random: set[int] = set()
         self._on_path: set[int] = set()
+        self._reached: set[int] = set()
 
     def observe(self, step: Step) -> None:
         """Note which modules ran, what influenced them, and which results a loss used."""
         ancestors = step.ancestors
+        self._reached |= {id(leaf.tensor) for number, leaf in enumerate(self.leaves.all) if step.has_gradient(number)}
         for key, use in step.modules.items():
             self._called.add(key)
             if use.influence:
@@ -84,7 +86,16 @@ class Roles(Rule):
             why = "it draws random numbers"
         elif role == "upstream" and moving:
             why = "it moves running statistics"
-        if any(id(p) in self.session.flow.notes.writes for p in module.parameters()) and not trains:
-            role, moving, why = "upstream", True, "the program itself moves its weights"
+        if role == "trainable":
+            why = self._why_trainable(module)
+        elif any(id(p) in self.session.flow.notes.writes for p in module.parameters()):
+            moving, why = True, "the program itself moves its weights"
         cacheable = role == "upstream" and key not in self._random and not moving
         return ModuleRole(module=name, role=role, cacheable=cacheable, why=why)
+
+    def _why_trainable(self, module: nn.Module) -> str:
+        held = {id(self.leaves.all[number].tensor) for number in self.session.held()}
+        trained = [p for p in module.parameters() if id(p) in held]
+        if not trained:
+            return "it requires gradients, and no optimizer holds it"
+        return "it trains" if any(id(p) in self._reached for p in trained) else "it is to train, and gets no gradient"

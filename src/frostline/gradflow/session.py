@@ -82,7 +82,7 @@ class Session:
         self.is_fake = torch._guards.detect_fake_mode() is not None
         self._enough = enough
         self._by_hand: dict[Line | None, OptimizerUse] = {}
-        self._begun = False
+        self._begun = self._any_forward = False
         self._scaler_updates: list[tuple[int, Line | None]] = []
         self.rules: list[Rule] = []
 
@@ -144,6 +144,9 @@ class Session:
         """A module is called from outside all others."""
         self._close_updated()
         with self.unseen():
+            if not self.names.roots or not self._any_forward:
+                self._any_forward = True
+                self.flow.notes.writes.clear()  # what initialised the parameters
             if not self.names.knows(module):
                 self.names.discover(module)
             self._begin()

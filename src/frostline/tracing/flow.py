@@ -39,6 +39,7 @@ from frostline.tracing.operators import (
     is_in_place,
     is_over_one_element,
     is_sum,
+    is_update,
     name_of,
 )
 from frostline.tracing.patches import unwarned, wrapped
@@ -254,7 +255,7 @@ class FlowTrace(TorchFunctionMode):
         for tensor in mutated:
             owner = self.notes.wrote(tensor, self._marks.own_event_of(tensor))
             number = self.leaves.number(tensor if owner is None else owner)
-            if number >= 0:
+            if number >= 0 and is_update(func):
                 self.listener.wrote(number, locate().line)
         if influence:
             ids = {id(tensor) for tensor in tensors}

@@ -91,6 +91,7 @@ _NO_DERIVATIVE = frozenset(
     greater_equal less_equal not_equal floor_divide searchsorted bucketize one_hot logical_and logical_or logical_not
     isnan isfinite isinf long int bool short byte type nonzero bincount histc unique bitwise_and
     round_ floor_ ceil_ trunc_ sign_ __floordiv__ __eq__ __lt__ __gt__ __le__ __ge__ __ne__ bernoulli multinomial
+    normal poisson binomial
     """.split()
 )
 
@@ -107,6 +108,8 @@ def has_no_derivative(op: str) -> bool:
 
 def name_of(func: Any) -> str:
     """An operator's name as programs write it."""
+    if func == _DATA_GET:
+        return ".data"
     name: str = resolve_name(func) or getattr(func, "__name__", str(func))
     return name.removeprefix("torch.").removeprefix("_C.")
 
@@ -171,6 +174,14 @@ def is_over_one_element(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
         return False
     dim = kwargs.get("dim", args[1] if len(args) > 1 else -1)
     return isinstance(dim, int) and bool(args[0].dim() > 0 and args[0].shape[dim] == 1)
+
+
+_UPDATES = ("sub_", "add_", "__isub__", "__iadd__", "addcmul_", "addcdiv_", "_foreach_add_", "_foreach_sub_")
+
+
+def is_update(func: Any) -> bool:
+    """Whether an operator in place is one by which programs step parameters by hand; copying and clamping are not."""
+    return func == DATA_SET or getattr(func, "__name__", "") in _UPDATES
 
 
 def is_sum(func: Any, kwargs: dict[str, Any]) -> bool:
