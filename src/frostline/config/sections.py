@@ -11,6 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from cyclopts import Parameter, Token
 from cyclopts.validators import Number
 
+from frostline.units import parse_bytes
+
 
 def _whole_number(kind: Any, tokens: Sequence[Token]) -> int:
     try:
@@ -25,6 +27,15 @@ Count = Annotated[int, Parameter(converter=_whole_number, validator=Number(gte=1
 """A whole number from 1 on."""
 Amount = Annotated[float, Parameter(validator=Number(gte=0))]
 """A number from 0 on."""
+
+
+def _size(_: Any, value: str) -> None:
+    if value not in ("", "smallest"):
+        parse_bytes(value)
+
+
+Size = Annotated[str, Parameter(validator=_size)]
+"""Bytes such as 6GiB, or ``smallest``; empty where nothing is asked."""
 
 
 _NUM_WORKERS = (
@@ -49,6 +60,9 @@ class DataConfig:
 class MemoryConfig:
     """What to trade for memory. Every choice but `frozen_dtype` leaves the gradients as they were."""
 
+    budget: Size = ""
+    """What the step's peak may reach, weights included, such as 6GiB; `smallest` asks for the smallest peak. A plan for
+    it says what is recomputed, and `checkpoint` is left aside. Empty makes no plan."""
     checkpoint: Literal["none", "all"] = "all"
     """Recompute the frozen layers behind the trainable part in backward instead of keeping what they save."""
     loss_chunk_tokens: Whole = 64
@@ -61,6 +75,11 @@ class MemoryConfig:
     """Where `feature_cache: disk` keeps its file; empty puts it into the run's directory."""
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"
     """Store frozen weights in this type. bfloat16 halves them and changes gradients by about 1 %."""
+
+    @property
+    def recomputes_all(self) -> bool:
+        """Whether every frozen layer behind the trainable part is recomputed; with a budget, a plan decides."""
+        return self.checkpoint == "all" and not self.budget
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,10 +35,11 @@ def chunk_(module: nn.Module, chunk_size: int) -> Override:
     Raises:
         StepError: Not here, but in a call whose output has another number of samples than its input.
     """
-    return override_(module, "forward", partial(_by_chunks, chunk_size))
+    return override_(module, "forward", partial(by_chunks, chunk_size))
 
 
-def _by_chunks(chunk_size: int, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def by_chunks(chunk_size: int, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a module's forward, `inner`, on so many samples at a time."""
     leaves, structure = tree_flatten((args, kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     module: nn.Module = inner.__self__  # type: ignore[attr-defined]

@@ -53,8 +53,9 @@ def apply_(model: nn.Module, plan: Plan) -> Applied:
     missing = [treatment.unit for treatment in plan.treatments if treatment.unit not in modules]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        names = ", ".join(map(repr, missing[:3])) + more
         raise PlanError(
-            f"the plan is for another model: this {type(model).__name__} has no {', '.join(map(repr, missing[:3]))}{more}",
+            f"the plan is for another model: this {type(model).__name__} has no {names}",
             do="make a plan for this model, or apply it to the module that it was made for",
         )
     return Applied(plan, install_(model, plan.treated))

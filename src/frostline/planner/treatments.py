@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from torch import nn
 
 from frostline.errors import PlanError
-from frostline.ops import checkpoint_, lean_
+from frostline.ops import checkpoint_, compress_, lean_, offload_
+from frostline.ops.compress import Code
 from frostline.planner.chunking import chunk_
 from frostline.records import ProofClass
 
@@ -30,11 +32,13 @@ class Facts:
         module: The unit itself.
         trains_before: Whether a gradient comes out of it: something trains in it or before it.
         impure: Why its forward must not be run twice; empty if it may.
+        mixing: Why its samples cannot be taken apart; empty if they can.
     """
 
     module: nn.Module
     trains_before: bool
     impure: str
+    mixing: str
 
 
 @dataclass(frozen=True)
@@ -46,12 +50,14 @@ class Way:
         install: Treats one module of a model, by qualified name and with the treatment's arguments.
         refuses: Why it cannot be had for a unit; empty if it can.
         arguments: What it takes, with the values that a plan gives.
+        parts: The kinds it combines, which stand before it; it is only tried where each of them has an effect.
     """
 
     proof_class: ProofClass
     install: Callable[[nn.Module, str, Mapping[str, int]], Handle]
     refuses: Callable[[Facts], str]
     arguments: Mapping[str, int] | None = None
+    parts: tuple[str, ...] = ()
 
 
 def ways(kind: str) -> Way:
@@ -97,6 +103,14 @@ def _chunk(model: nn.Module, unit: str, arguments: Mapping[str, int]) -> Handle:
     return chunk_(model.get_submodule(unit), arguments["chunk_size"])
 
 
+def _offload(model: nn.Module, unit: str, _: Mapping[str, int]) -> Handle:
+    return offload_(model, [model.get_submodule(unit)])
+
+
+def _compress(code: Code, model: nn.Module, unit: str, _: Mapping[str, int]) -> Handle:
+    return compress_(model, [model.get_submodule(unit)], code=code)
+
+
 def _refuse_checkpoint(facts: Facts) -> str:
     return facts.impure if facts.trains_before else "no gradient passes through it, so it keeps nothing"
 
@@ -109,19 +123,31 @@ def _refuse_lean(facts: Facts) -> str:
     return "" if handle.units else "none of its layers has a lean form"
 
 
+def _refuse_offload(facts: Facts) -> str:
+    if all(parameter.device.type == "cpu" for parameter in facts.module.parameters()):
+        return "what lies on the CPU has nowhere to go"
+    return _refuse_compress(facts)
+
+
+def _refuse_compress(facts: Facts) -> str:
+    return "" if facts.trains_before else "no gradient passes through it, so it keeps nothing"
+
+
 def _refuse_both(facts: Facts) -> str:
     return _refuse_checkpoint(facts) or _refuse_lean(facts)
 
 
 def _refuse_chunk(facts: Facts) -> str:
-    return "a gradient passes through it" if facts.trains_before else facts.impure
+    return "a gradient passes through it" if facts.trains_before else facts.impure or facts.mixing
 
 
 WAYS: dict[str, Way] = {
     "checkpoint": Way("EXACT", _checkpoint, _refuse_checkpoint),
     "lean": Way("EXACT", _lean, _refuse_lean),
-    "lean-checkpoint": Way("EXACT", _both, _refuse_both),
+    "lean-checkpoint": Way("EXACT", _both, _refuse_both, parts=("lean", "checkpoint")),
+    "offload": Way("EXACT", _offload, _refuse_offload),
+    "compress-bfloat16": Way("BOUNDED", partial(_compress, "bfloat16"), _refuse_compress),
+    "compress-int8": Way("BOUNDED", partial(_compress, "int8"), _refuse_compress),
     "chunk": Way("ROUNDING", _chunk, _refuse_chunk, {"chunk_size": 1}),
 }
 """Every kind of treatment by its name in a plan; ``keep`` is the absence of one."""
-

@@ -1,0 +1,101 @@
+"""Plan the training step of a system, prove a plan, and put one in force for a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from frostline.config import RunConfig
+from frostline.errors import ConfigError, FrostlineError
+from frostline.memory import Workload
+from frostline.planner import apply_, plan_blueprint, plan_workload, prove
+from frostline.records import Plan, ProofReport, from_json
+from frostline.workflow.session import Device, open_group, verbs_of
+
+
+def plan_system(config: RunConfig) -> Plan:
+    """Plan one training step for `memory.budget`, from shapes alone: no weights, no data, no GPU.
+
+    Args:
+        config: Of any system.
+
+    Raises:
+        ConfigError: There is no budget, a value cannot be used, or nothing trains.
+        BudgetError: No plan fits.
+    """
+    _require_budget(config)
+    return plan_blueprint(*verbs_of(config).blueprint(config), budget=config.memory.budget)
+
+
+def prove_system(config: RunConfig, *, plan: Plan | None = None, device: Device = "auto") -> tuple[ProofReport, Plan]:
+    """Compare the gradients of a system's training step under a plan with those of the plain step.
+
+    Args:
+        config: Of any system.
+        plan: What to prove; made for `memory.budget` where it is left out.
+        device: Where the steps run; ``auto`` takes a GPU where there is one.
+
+    Returns:
+        The comparison, and what was compared.
+
+    Raises:
+        ConfigError: There is neither a plan nor a budget, a value cannot be used, or nothing trains.
+        BudgetError: No plan fits.
+        PlanError: The plan is for another model.
+    """
+    if plan is None:
+        _require_budget(config)
+    else:
+        config = replace(config, memory=replace(config.memory, checkpoint="none", budget=""))
+    verbs = verbs_of(config)
+    group = open_group(device)
+    try:
+        system = verbs.build(config, group, None)
+        if not system.phases:
+            raise ConfigError("the system has 0 trainable parameters: there is no training step to prove")
+        work = system.workload()
+        system.release_upstream_()
+        plan = plan or plan_workload(work, budget=config.memory.budget)
+        return prove(work.step, work.model, plan, optimizers=work.optimizers), plan
+    finally:
+        group.close()
+
+
+@contextmanager
+def planned(config: RunConfig, work: Workload) -> Iterator[Plan | None]:
+    """Treat a workload's model for `memory.budget`, and put it back; without a budget, do nothing."""
+    if not config.memory.budget:
+        yield None
+        return
+    plan = plan_workload(work, budget=config.memory.budget)
+    with apply_(work.model, plan):
+        yield plan
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan that a file holds.
+
+    Raises:
+        ConfigError: The file cannot be read, or holds no plan.
+    """
+    try:
+        record = from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text"
+        raise ConfigError(f"cannot read the plan: {reason}", where=str(path)) from None
+    except FrostlineError as error:
+        raise ConfigError(f"the file holds no plan: {error}", where=str(path)) from None
+    if not isinstance(record, Plan):
+        raise ConfigError(
+            f"the file holds a {type(record).__name__}, not a plan",
+            where=str(path),
+            do="write one with `frostline plan CONFIG --memory.budget 6GiB --out plan.json`",
+        )
+    return record
+
+
+def _require_budget(config: RunConfig) -> None:
+    if not config.memory.budget:
+        raise ConfigError("there is no budget to plan for", do="give --memory.budget 6GiB, or smallest")
