@@ -1,4 +1,4 @@
-"""How many bytes one step needs: measured on real tensors, predicted on fake ones."""
+"""How many bytes one step needs, measured on real tensors."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import DynamicOutputShapeException
 
-from frostline.errors import StepError
 from frostline.memory.recording import record_log, records_stacks
 from frostline.memory.report import build_report
 from frostline.records import AllocatorCounters, MemoryReport
 from frostline.regions import preserved
-from frostline.tracing import AllocationLog, MemTrace, build_fake, fake_tensors
+from frostline.tracing import AllocationLog, MemTrace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,38 +54,18 @@ def measure(
         warmup_steps: Steps before the one that counts; the first step of an optimizer makes its state.
     """
     workload = Workload(step=step, model=model, optimizers=tuple(optimizers), inputs=inputs)
-    log, allocator = _trace(workload, warmup_steps)
-    return build_report(log, _device(model), "measured", allocator=allocator)
+    log, allocator = trace_step(workload, warmup_steps)
+    device = device_type(model)
+    record_log(log, device)
+    return build_report(log, device, "measured", allocator=allocator)
 
 
-def estimate(build_model: Callable[[], nn.Module], build_workload: Callable[[nn.Module], Workload]) -> MemoryReport:
-    """What `measure` would say on this machine's CPU, without the memory: no weights, no activations.
+def trace_step(workload: Workload, warmup_steps: int = 1) -> tuple[AllocationLog, AllocatorCounters | None]:
+    """The log of one step after some others, and what CUDA's allocator counted if the model lies there.
 
-    Args:
-        build_model: Makes the model; it is built without values.
-        build_workload: Makes inputs, optimizers and step for it; it runs where all tensors are fake.
-
-    Raises:
-        StepError: The step's sizes depend on values, or a module's real kernel is unlike its fake one.
+    Model and optimizers are afterwards as they were.
     """
-    mode = fake_tensors()
-    model = build_fake(build_model, mode)
-    with mode:
-        workload = build_workload(model)
-        _refuse_lstm(workload.model)
-        try:
-            log, allocator = _trace(workload, warmup_steps=1)
-        except DynamicOutputShapeException as error:
-            raise StepError(
-                f"the size of what {error.func} returns depends on values, which fake tensors do not have",
-                do="measure a real step instead",
-            ) from error
-    guesses = tuple(f"{text} ({count} times)" for text, count in mode.guesses.items())
-    return build_report(log, _device(workload.model), "predicted", not_seen=guesses, allocator=allocator)
-
-
-def _trace(workload: Workload, warmup_steps: int) -> tuple[AllocationLog, AllocatorCounters | None]:
-    on_cuda = _device(workload.model) == "cuda"
+    on_cuda = device_type(workload.model) == "cuda"
     with preserved(workload.model, workload.optimizers):
         trace = MemTrace(workload.model, workload.optimizers, workload.inputs, stacks=records_stacks())
         with trace:
@@ -98,7 +76,6 @@ def _trace(workload: Workload, warmup_steps: int) -> tuple[AllocationLog, Alloca
                 torch.cuda.reset_peak_memory_stats()
             trace.begin_step()
             workload.step()
-        record_log(trace.log, _device(workload.model))
         return trace.log, allocator_counters() if on_cuda else None
 
 
@@ -110,15 +87,6 @@ def allocator_counters() -> AllocatorCounters:
     )
 
 
-def _device(model: nn.Module) -> str:
+def device_type(model: nn.Module) -> str:
+    """Where a model's parameters lie."""
     return next((parameter.device.type for parameter in model.parameters()), "cpu")
-
-
-def _refuse_lstm(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        if isinstance(module, nn.LSTM):
-            raise StepError(
-                "LSTM runs in a oneDNN kernel on the CPU that keeps far more memory than its fake twin tells",
-                where=name or type(module).__name__,
-                do="measure a real step instead",
-            )

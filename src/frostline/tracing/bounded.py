@@ -43,7 +43,7 @@ def bounded_output(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], bou
 
 def _nonzero(bound: int, self: Tensor) -> tuple[Tensor, int]:
     num_entries = min(bound, self.numel())
-    return self.new_empty((num_entries, self.dim()), dtype=torch.int64), num_entries
+    return self.new_empty((self.dim(), num_entries), dtype=torch.int64).t(), num_entries
 
 
 def _masked_select(bound: int, self: Tensor, mask: Tensor) -> tuple[Tensor, int]:

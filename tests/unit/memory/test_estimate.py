@@ -137,3 +137,100 @@ def test_a_size_that_depends_on_values_is_refused_by_operator():
 
     with pytest.raises(StepError, match=r"the size of what aten\.nonzero\.default returns depends on values"):
         estimate(mlp, build_workload)
+
+
+def test_a_bound_takes_the_place_of_values():
+    def build_workload(model):
+        x = torch.randn(4, 32)
+        return Workload(step=lambda: model(x)[x > 0].sum().backward(), model=model, inputs=x)
+
+    report = estimate(mlp, build_workload, bound=4 * 32)
+    assert any("returns, taken as 128, at test_estimate.py:" in line for line in report.not_seen)
+    assert report.peak_bytes > estimate(mlp, build_workload, bound=1).peak_bytes
+    with pytest.raises(StepError, match="give bound=N, the most entries it returns, or measure a real step"):
+        estimate(mlp, build_workload)
+
+
+@pytest.mark.parametrize("module", [nn.GRU, nn.RNN], ids=lambda module: module.__name__)
+def test_recurrent_nets_without_a_kernel_of_their_own_are_predicted_on_the_cpu_and_refused_on_cuda(module):
+    def build_model():
+        return nn.ModuleDict({"memory": module(32, 32)})
+
+    def build_workload(model):
+        x, optimizer = torch.randn(6, 4, 32), ADAMW(model.parameters())
+
+        def step():
+            model["memory"](x)[0].square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return Workload(step=step, model=model, optimizers=(optimizer,), inputs=x)
+
+    real = build_workload(build_model())
+    measured = measure(real.step, real.model, optimizers=real.optimizers, inputs=real.inputs)
+    assert estimate(build_model, build_workload).peak_bytes == measured.peak_bytes
+    with pytest.raises(StepError, match=rf"{module.__name__} runs in a cuDNN kernel") as raised:
+        estimate(build_model, build_workload, device="cuda")
+    assert "where  memory" in str(raised.value)
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")  # torch says that it takes its own implementation
+@pytest.mark.parametrize(("proj_size", "dtype"), [(4, torch.float32), (0, torch.float64)])
+def test_an_lstm_with_projections_or_in_float64_has_no_kernel_of_its_own(proj_size, dtype):
+    def build_model():
+        return nn.LSTM(32, 16, proj_size=proj_size, dtype=dtype)
+
+    def build_workload(model):
+        x = torch.randn(6, 4, 32, dtype=dtype)
+        return Workload(step=lambda: model(x)[0].sum().backward(), model=model, inputs=x)
+
+    real = build_workload(build_model())
+    measured = measure(real.step, real.model, inputs=real.inputs)
+    assert estimate(build_model, build_workload).peak_bytes == measured.peak_bytes
+
+
+def test_a_check_of_values_that_raises_is_taken_not_to():
+    def build_workload(model):
+        x = torch.randn(4, 32)
+
+        def step():
+            if (x > 100).any():
+                raise ValueError("too large")
+            model(x).sum().backward()
+
+        return Workload(step=step, model=model, inputs=x)
+
+    report = estimate(mlp, build_workload)
+    assert any("guessed as False, at test_estimate.py:" in line for line in report.not_seen)
+
+
+def test_an_error_of_the_step_itself_is_the_users():
+    def build_workload(model):
+        def step():
+            bool(torch.zeros(2).any())
+            raise KeyError("labels")
+
+        return Workload(step=step, model=model)
+
+    with pytest.raises(KeyError, match="labels"):
+        estimate(mlp, build_workload)
+
+
+def test_a_model_may_be_converted_and_clipped():
+    def build_workload(model):
+        model.to("cpu", torch.bfloat16)
+        x, optimizer = torch.randn(4, 32, dtype=torch.bfloat16), ADAMW(model.parameters())
+
+        def step():
+            model(x).sum().backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return Workload(step=step, model=model, optimizers=(optimizer,), inputs=x)
+
+    real = build_workload(mlp())
+    measured = measure(real.step, real.model, optimizers=real.optimizers, inputs=real.inputs)
+    predicted = estimate(mlp, build_workload)
+    assert predicted.by_category == measured.by_category
+    assert (predicted.peak_bytes, predicted.num_ops) == (measured.peak_bytes, measured.num_ops)
