@@ -1,0 +1,196 @@
+"""LINet: N streams of a ResNet side by side, and a pathway that integrates them and is classified."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from frostline.errors import ConfigError, ShapeError
+from frostline.ops import Recipes
+from frostline.systems.linet.blocks import LIBasicBlock, LIBlock, LIBottleneck, zero_last_scales_
+from frostline.systems.linet.compact import Rows
+from frostline.systems.linet.layers import Initialisation, LIBatchNorm2d, LIConv2d
+from frostline.systems.linet.stem import fused_stem, plain_stem
+from frostline.systems.linet.treatment import Recall, Treatment
+
+Depth = Literal[18, 34, 50, 101, 152]
+Fill = Literal["zero", "learned"]
+"""What a missing stream adds to the integrated pathway behind the stem: nothing, or a vector that is trained."""
+
+_BLOCKS: dict[int, tuple[type[LIBlock], tuple[int, ...]]] = {
+    18: (LIBasicBlock, (2, 2, 2, 2)),
+    34: (LIBasicBlock, (3, 4, 6, 3)),
+    50: (LIBottleneck, (3, 4, 6, 3)),
+    101: (LIBottleneck, (3, 4, 23, 3)),
+    152: (LIBottleneck, (3, 8, 36, 3)),
+}
+
+
+class LINet(nn.Module):
+    """A linear-integration ResNet, whose streams run on the samples that have them and on nothing else.
+
+    Every convolution adds 1x1 convolutions of the streams' results to the integrated pathway, which alone is
+    classified. A stream that a sample lacks adds nothing there, and the sample does not count in the stream's
+    batch statistics: same as running it on zeros and masking its results, at a cost that falls with what is
+    missing. Missing data is never read.
+
+    Parameters and buffers are named as in the published network (li_net3), and its checkpoints load strictly.
+    Behind the last integration the streams end: only their running statistics are kept up, so that those of a
+    loaded checkpoint stay what they were meant to be; what could never have a gradient is a buffer.
+
+    Args:
+        num_classes: Of the classifier.
+        stream_channels: Channels of each stream's images.
+        depth: Of the ResNet.
+        width_multiplier: Of all channel counts.
+        fill: What a missing stream adds to the integrated pathway.
+        dropout: Probability of dropout before the classifier.
+        initialisation: Of the integrated pathway's weights.
+        zero_init_residual: Start every residual branch as zero.
+        groups: Of bottlenecks' 3x3 convolutions.
+        width_per_group: Of bottlenecks.
+        replace_stride_with_dilation: Of the last three stages; bottlenecks only.
+        layers: Blocks of each stage, if not those of `depth`.
+
+    Attributes:
+        treatment: What to make again in backward instead of keeping it; may be changed between steps.
+
+    Raises:
+        ConfigError: A value that makes no network.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 19,
+        stream_channels: Sequence[int] = (3, 1),
+        *,
+        depth: Depth = 18,
+        width_multiplier: float = 1.0,
+        fill: Fill = "zero",
+        dropout: float = 0.0,
+        initialisation: Initialisation = "kaiming",
+        zero_init_residual: bool = False,
+        groups: int = 1,
+        width_per_group: int = 64,
+        replace_stride_with_dilation: Sequence[bool] = (False, False, False),
+        layers: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        if not stream_channels or depth not in _BLOCKS:
+            raise ConfigError(
+                f"no LINet has {len(stream_channels)} streams and depth {depth}",
+                do=f"give a stream or more, and a depth of {', '.join(map(str, _BLOCKS))}",
+            )
+        kind, usual = _BLOCKS[depth]
+        num_streams, num_blocks = len(stream_channels), tuple(layers or usual)
+        if len(num_blocks) != 4 or min(num_blocks) < 1:
+            raise ConfigError(f"layers are {num_blocks}", do="give the number of blocks of four stages")
+        widths = [int(width * width_multiplier) for width in (64, 128, 256, 512)]
+        self.num_streams, self.treatment = num_streams, Treatment()
+        self.conv1 = LIConv2d(
+            stream_channels,
+            [widths[0]] * num_streams,
+            0,
+            widths[0],
+            kernel_size=7,
+            stride=2,
+            padding=3,
+            initialisation=initialisation,
+        )
+        self.bn1 = LIBatchNorm2d([widths[0]] * num_streams, widths[0])
+        make = partial(
+            kind,
+            num_streams=num_streams,
+            groups=groups,
+            width_per_group=width_per_group,
+            initialisation=initialisation,
+        )
+        in_width, dilation = widths[0], 1
+        for number, (width, num, dilated) in enumerate(
+            zip(widths, num_blocks, (False, *replace_stride_with_dilation), strict=True), 1
+        ):
+            stride, before = 1 if number == 1 or dilated else 2, dilation
+            dilation *= 2 if dilated else 1
+            blocks = nn.ModuleList()
+            for index in range(num):
+                first = index == 0
+                blocks.append(
+                    make(
+                        in_width,
+                        width,
+                        stride=stride if first else 1,
+                        dilation=before if first else dilation,
+                        streams_end=number == 4 and index == num - 1,
+                    )
+                )
+                in_width = width * kind.expansion
+            self.add_module(f"layer{number}", blocks)
+        self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(in_width, num_classes)
+        self.missing_embeddings: nn.Parameter | None = None
+        if fill == "learned":
+            self.missing_embeddings = nn.Parameter(torch.zeros(num_streams, widths[0]))
+        if zero_init_residual:
+            zero_last_scales_(self)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, streams: Sequence[Tensor], availability: Tensor | Rows | None = None) -> Tensor:
+        """Classify.
+
+        Args:
+            streams: Images ``(B, C_i, H, W)`` of each stream.
+            availability: ``(B, N)`` bool, True where the sample has the stream, or what `Rows.of` made of it; None
+                if all have all. On a GPU, a tensor that lies there costs one wait for the host.
+
+        Returns:
+            Logits ``(B, num_classes)``.
+
+        Raises:
+            ShapeError: The streams do not agree with each other or with `availability`.
+            DataError: A sample has no stream.
+        """
+        rows = self._rows(streams, availability)
+        with Recipes() as recipes:
+            pathways = self._stem(rows.gather(streams), rows, recipes)
+            for name, block in self.blocks():
+                pathways = block(*pathways, rows, Recall(recipes, self.treatment.of(name)))
+        logits: Tensor = self.fc(self.dropout(self.avgpool(pathways[1]).flatten(1)))
+        return logits
+
+    def blocks(self) -> Iterator[tuple[str, LIBlock]]:
+        """Residual blocks by name, in order."""
+        for name, module in self.named_modules():
+            if isinstance(module, LIBlock):
+                yield name, module
+
+    def _rows(self, streams: Sequence[Tensor], availability: Tensor | Rows | None) -> Rows:
+        device, num_streams = streams[0].device, len(streams)
+        rows = availability
+        if rows is None:
+            rows = Rows.all(len(streams[0]), num_streams, device)
+        elif isinstance(rows, Tensor):
+            rows = Rows.of(rows, device)
+        if (num_streams, rows.num_streams) != (self.num_streams, self.num_streams):
+            raise ShapeError("the streams", expected=(self.num_streams,), actual=(num_streams,))
+        return rows
+
+    def _stem(self, streams: list[Tensor], rows: Rows, recipes: Recipes) -> tuple[list[Tensor], Tensor]:
+        fill = None
+        if self.missing_embeddings is not None:
+            missing = (~rows.availability).to(self.missing_embeddings.dtype)
+            fill = missing @ self.missing_embeddings
+        if self.treatment.stem_slices and self.training and torch.is_grad_enabled():
+            return fused_stem(self.conv1, self.bn1, streams, fill, rows, self.treatment.stem_slices)
+        return plain_stem(self.conv1, self.bn1, streams, fill, rows, Recall(recipes))
+
+
+li_resnet18 = partial(LINet, depth=18)
+li_resnet34 = partial(LINet, depth=34)
+li_resnet50 = partial(LINet, depth=50)
+li_resnet101 = partial(LINet, depth=101)
+li_resnet152 = partial(LINet, depth=152)
