@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import linecache
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
@@ -90,6 +91,24 @@ def findings_lines(findings: Sequence[Finding], *, source: bool) -> Iterator[Han
 
 def _where(place: Place) -> str:
     return f"{short_path(place.path)}:{place.line}"
+
+
+def file_paths(findings: Sequence[Finding]) -> Callable[[str], str]:
+    """Writes files, of which a text has only the names, as findings write them; two of one name are left as is."""
+    paths: dict[str, set[str]] = {}
+    for place in (place for finding in findings for place in finding.places):
+        paths.setdefault(place.file, set()).add(short_path(place.path))
+
+    def write(text: str) -> str:
+        return re.sub(
+            r"(?<![\w./\\-])[\w.-]+\.py(?=:\d)", lambda match: _only(paths.get(match[0], set()), match[0]), text
+        )
+
+    return write
+
+
+def _only(paths: set[str], name: str) -> str:
+    return next(iter(paths)) if len(paths) == 1 else name
 
 
 def short_path(path: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from rich.console import Group, JustifyMethod, RenderableType
 from rich.markup import escape
@@ -24,7 +25,7 @@ from frostline.records import (
     RunReport,
     TermFlow,
 )
-from frostline.reports.findings import Hanging, findings_lines
+from frostline.reports.findings import Hanging, file_paths, findings_lines
 from frostline.units import format_bytes, format_count, format_mib, format_seconds
 
 _MAX_PLACES = 8
@@ -51,14 +52,19 @@ def audit_view(report: AuditReport, *, source: bool = True) -> RenderableType:
         source: Whether findings show the lines of the program that they name.
     """
     parts: list[RenderableType] = list(findings_lines(report.findings, source=source))
-    parts += (Hanging(Text("phase  ", "bold"), Text(_phase(phase))) for phase in report.phases)
+    at = file_paths(report.findings)
+    parts += (Hanging(Text("phase  ", "bold"), Text(at(_phase(phase)))) for phase in report.phases)
     if report.phases:
         parts.append(Text())
     if report.roles:
         parts += [_roles(report.roles), Text()]
     if len(report.terms) > 1:
-        parts += [_terms(report.terms), Text()]
-    parts += (Hanging(Text("not examined  ", "dim"), Text(what, "dim")) for what in report.not_examined)
+        parts += [_terms([replace(term, line=at(term.line)) for term in report.terms]), Text()]
+    parts += (Hanging(Text("accepts nothing  ", "dim"), Text(at(what), "dim")) for what in report.unused_comments)
+    unseen = [what for what in report.not_examined if report.num_steps or not what.startswith("no optimizer stepped")]
+    parts += (
+        Hanging(Text("not examined  ", "dim"), Text(what, "dim")) for what in unseen
+    )  # the verdict says the other
     parts.append(_verdict(report))
     return Group(*parts)
 
@@ -67,7 +73,7 @@ def _phase(phase: AuditedPhase) -> str:
     reached = f"gradients reach {phase.num_reached} of {phase.num_parameters} parameter tensors"
     skipped = f", {_counted(phase.num_skipped, 'update')} skipped" if phase.num_skipped else ""
     steps, backwards = _counted(phase.num_steps, "step"), _counted(phase.num_backwards, "backward")
-    return f"{phase.name}: {steps}, {backwards}{skipped}; {reached}"
+    return f"{phase.name}; {steps}, {backwards}{skipped}; {reached}"
 
 
 def _roles(roles: tuple[ModuleRole, ...]) -> Table:
@@ -86,7 +92,7 @@ def _roles(roles: tuple[ModuleRole, ...]) -> Table:
     return table
 
 
-def _terms(terms: tuple[TermFlow, ...]) -> Table:
+def _terms(terms: Sequence[TermFlow]) -> Table:
     """Which term trains what: a column a module, by the outer names where the inner ones are too many."""
     modules = list(dict.fromkeys(module for term in terms for module in term.modules))
     depth = max((module.count(".") + 1 for module in modules), default=1)
@@ -95,7 +101,7 @@ def _terms(terms: tuple[TermFlow, ...]) -> Table:
     columns = list(dict.fromkeys(_outer(module, depth) for module in modules))
     if len(columns) > _MAX_TERM_COLUMNS:
         return _terms_listed(terms)
-    table = _table("loss term trains", "at", *(f">{escape(column)}" for column in columns))
+    table = _table("loss term: tensors reached", "at", *(f">{escape(column)}" for column in columns))
     for term in terms:
         counts = Counter[str]()
         for module, count in term.modules.items():
@@ -104,8 +110,8 @@ def _terms(terms: tuple[TermFlow, ...]) -> Table:
     return table
 
 
-def _terms_listed(terms: tuple[TermFlow, ...]) -> Table:
-    table = _table("loss term", "at", "trains")
+def _terms_listed(terms: Sequence[TermFlow]) -> Table:
+    table = _table("loss term", "at", "tensors reached")
     for term in terms:
         reached = [f"{module} ({count})" for module, count in term.modules.items() if count]
         more = f" and {len(reached) - _MAX_PLACES} more" if len(reached) > _MAX_PLACES else ""
@@ -118,18 +124,16 @@ def _outer(module: str, depth: int) -> str:
 
 
 def _verdict(report: AuditReport) -> RenderableType:
-    """One line: how many of each, in how many steps, and where to read on."""
+    """What the record says of itself, how long it took, and where to read on."""
     open_ = [finding for finding in report.findings if not finding.accepted]
-    counts = {level: sum(finding.level == level for finding in open_) for level in ("fault", "cost", "note")}
-    found = [_counted(number, level) for level, number in counts.items() if number or level == "fault"]
-    if len(open_) < len(report.findings):
-        found.append(f"{len(report.findings) - len(open_)} accepted")
-    steps = _counted(report.num_steps, "step")
-    took = f" ({format_seconds(report.wall_seconds)})" if report.wall_seconds else ""
+    took = f" ({format_seconds(report.wall_seconds)})" if report.wall_seconds and report.num_steps else ""
     pages = list(dict.fromkeys(f"docs/rules/{finding.code}.md" for finding in _worst(open_)))
-    read = f": see {', '.join(pages[:3])}" if pages else ""
-    style = "bold red" if counts["fault"] else "bold yellow" if counts["cost"] else "bold green"
-    return Hanging(Text(), Text(f"{', '.join(found)} in {steps}{took}{read}", style))
+    read = f": see {', '.join(pages[:3])}" if pages and report.num_steps else ""
+    levels = {finding.level for finding in open_}
+    bad, odd = "fault" in levels, "cost" in levels or not report.num_steps
+    return Hanging(
+        Text(), Text(f"{report.verdict}{took}{read}", "bold " + ("red" if bad else "yellow" if odd else "green"))
+    )
 
 
 def _worst(findings: list[Finding]) -> Iterator[Finding]:
@@ -151,9 +155,8 @@ def memory_view(report: MemoryReport) -> RenderableType:
         lines.append(Text(f"  your line                 {report.peak_line}"))
     if report.allocator is not None:
         allocated, reserved = report.allocator.peak_allocated_bytes, report.allocator.peak_reserved_bytes
-        lines.append(
-            Text(f"  CUDA's own counters       {format_bytes(allocated)} allocated, {format_bytes(reserved)} reserved")
-        )
+        whose = "CUDA's own counters  " if report.method == "measured" else "CUDA's, simulated    "
+        lines.append(Text(f"  {whose}     {format_bytes(allocated)} allocated, {format_bytes(reserved)} reserved"))
     kinds = _table("alive at the peak", ">MiB", ">share")
     for name, num_bytes in report.by_category.items():
         kinds.add_row(name, format_mib(num_bytes), f"{num_bytes / max(1, report.peak_bytes):.1%}")
@@ -163,8 +166,9 @@ def memory_view(report: MemoryReport) -> RenderableType:
     if report.by_line:
         named = {line or "before the step, or none of yours": num_bytes for line, num_bytes in report.by_line.items()}
         tables.append(_largest("alive at the peak, by your line", named))
+    assumed = [Text(f"  assumes: {what}", style="dim") for what in report.assumes]
     unseen = [Text(f"  not seen: {what}", style="dim") for what in report.not_seen]
-    return Group(*lines, *tables, *unseen)
+    return Group(*lines, *tables, *assumed, *unseen)
 
 
 def _largest(title: str, places: dict[str, int]) -> Table:
