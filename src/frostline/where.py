@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import sysconfig
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
@@ -26,7 +26,7 @@ class Line(NamedTuple):
         return f"{Path(self.path).name}:{self.number}"
 
 
-@lru_cache(maxsize=None)  # asked for every frame of every traced operator
+@cache  # asked for every frame of every traced operator
 def is_library(filename: str) -> bool:
     """Whether a source file belongs to an installed library, to Python itself or to frostline."""
     return filename.startswith((_PACKAGE, *_LIBRARY, "<"))

@@ -5,12 +5,14 @@ import pytest
 from frostline import errors
 from frostline.errors import (
     AuditError,
+    BudgetError,
     CheckpointError,
     ConfigError,
     DataError,
     DeviceError,
     FrostlineError,
     MissingExtraError,
+    PlanError,
     ShapeError,
     StepError,
     import_extra,
@@ -21,6 +23,11 @@ RENDERED = {
     ConfigError: (
         ConfigError("no system 'semcon'", where="run.yaml:1", do="take semcom"),
         "no system 'semcon'\n  where  run.yaml:1\n  do     take semcom",
+    ),
+    PlanError: (PlanError("it has no 'a'", do="make another"), "it has no 'a'\n  do     make another"),
+    BudgetError: (
+        BudgetError("no plan fits into 1 B", smallest_bytes=2, do="give 2 B"),
+        "no plan fits into 1 B\n  do     give 2 B",
     ),
     DataError: (DataError("a picture is missing", where="a.jpg"), "a picture is missing\n  where  a.jpg"),
     CheckpointError: (CheckpointError("it is damaged", do="resume"), "it is damaged\n  do     resume"),

@@ -8,15 +8,26 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from frostline.cli.request import DeviceName, Json, PrintConfig, Words, read_request
+from frostline.cli.ending import exit_code_of
+from frostline.cli.request import Json, Words
 from frostline.cli.screen import output
-from frostline.cli.script import AsModule, TargetName, config_words, exit_code_of, is_script, script_arguments
+from frostline.cli.script import (
+    AsModule,
+    PrintSystem,
+    SystemDevice,
+    TargetName,
+    check_script_options,
+    is_script,
+    read_system,
+    script_arguments,
+)
 from frostline.config import Count, dump_config
 from frostline.errors import ConfigError
 from frostline.records import MemoryReport, to_json
 from frostline.reports.terminal import memory_view
 
-_STEPS = "Training steps of a script to see; the first is a warm-up if there are more. [default: 2]"
+_FAKE = "Of a system only: predict on fake tensors, without weights, data or a GPU."
+_STEPS = "Of a script only: training steps to see; the first is a warm-up if there are more. [default: 2]"
 _TRACE = "Also write the step as a Chrome trace, for ui.perfetto.dev."
 _SNAPSHOT = "Also write it as a memory snapshot with stacks, for pytorch.org/memory_viz."
 
@@ -26,12 +37,12 @@ def measure(
     *words: Words,
     module: AsModule = False,
     steps: Annotated[Count | None, Parameter(help=_STEPS)] = None,
-    fake: Annotated[bool, Parameter(negative="", help="Predict on fake tensors: no weights, no data, no GPU.")] = False,
-    device: DeviceName = "auto",
+    fake: Annotated[bool, Parameter(negative="", show_default=False, help=_FAKE)] = False,
+    device: SystemDevice = "auto",
     trace: Annotated[Path | None, Parameter(help=_TRACE)] = None,
     snapshot: Annotated[Path | None, Parameter(help=_SNAPSHOT)] = None,
     json: Json = False,
-    print_config: PrintConfig = False,
+    print_config: PrintSystem = False,
 ) -> int:
     """Measure training steps: their peak, and what is alive there.
 
@@ -44,14 +55,13 @@ def measure(
     what the script prints goes to standard error.
     """
     if is_script(target, module):
-        if fake or print_config or device != "auto":
-            raise ConfigError(
-                "a script runs as it is", where=target, do="leave out --fake, --device and --print-config"
-            )
-        return _measure_script(target, script_arguments(target, words), module, steps or 2, trace, snapshot, json)
+        given = {"--fake": fake, "--device": device != "auto", "--print-config": print_config}
+        check_script_options(target, given)
+        arguments = script_arguments(target, words, measure)
+        return _measure_script(target, arguments, module, steps or 2, trace, snapshot, json)
     if steps is not None:
         raise ConfigError("--steps is for training scripts", where=target, do="leave it out: one step is measured")
-    request = read_request(target, config_words(target, words))
+    request = read_system("measure", target, words)
     if print_config:
         output(dump_config(request))
         return 0
@@ -77,7 +87,8 @@ def _measure_script(
     )
     if end.reason != "interrupted":
         _show(report, json)
-    code = exit_code_of(end, "measured")
+    outcome = "nothing is reported" if end.reason == "interrupted" else "measured until then"
+    code = exit_code_of(end, f"measure {'-m ' if module else ''}{target}", arguments, outcome)
     if "saved tensor hooks" in end.error_text:
         sys.stderr.write("frostline: gradients of torch.func cannot be measured: torch allows no hooks beside them\n")
     return code

@@ -12,6 +12,8 @@ from frostline.reports.progress import ProgressReport
 _UNWRAPPED = 10_000
 INTERRUPTED = 130
 """Exit code of a run that Ctrl-C ended: 128 and the signal's number, as shells do."""
+BROKEN_PIPE = 141
+"""The same of a command whose output nobody reads any more, as behind `| head`."""
 
 
 def speaks() -> bool:

@@ -29,7 +29,7 @@ def check_codes(codes: Iterable[str]) -> frozenset[str]:
 def accept(finding: Finding, codes: frozenset[str]) -> Finding:
     """The finding, marked as accepted where its code, or a comment at one of its lines, says so."""
     if finding.code in codes:
-        return replace(finding, accepted="accepted by code")
+        return replace(finding, accepted="accepted by --accept")
     for place in finding.places:
         why = _comment(place, finding.code)
         if why:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from frostline.errors import StepError
+from frostline.errors import ConfigError, StepError
 from frostline.gradflow.acceptance import accept, check_codes
 from frostline.gradflow.cuts import Cuts
 from frostline.gradflow.equivalence import Equivalence
 from frostline.gradflow.failures import Failures
-from frostline.gradflow.intent import Intent
+from frostline.gradflow.intent import Intent, matches
 from frostline.gradflow.intents import Intents
 from frostline.gradflow.optimizers import Optimizers
 from frostline.gradflow.precision import Precision
@@ -75,6 +75,20 @@ class Audit:
         for parameter, values in (self._session.flow.notes.originals or {}).values():
             with torch.no_grad():
                 parameter.copy_(values)
+
+    def check_intent(self) -> None:
+        """Hold declared globs against the names there are.
+
+        Raises:
+            ConfigError: One matches nothing.
+        """
+        session = self._session
+        names = [name for name, _ in (*session.names.parameters(), *session.names.buffers())]
+        names += [session.names.leaf(leaf) for leaf in session.leaves.all]
+        for glob in (*session.intent.learn, *session.intent.stay):
+            if not any(matches(name, (glob,)) for name in names):
+                known = ", ".join(sorted(names)[:12]) + (", ..." if len(names) > 12 else "")
+                raise ConfigError(f"{glob!r} matches no parameter and no buffer", do=f"the names are {known}")
 
     def terms(self, **terms: Tensor) -> None:
         """Name the terms of the next loss, before it goes backward."""
@@ -261,6 +275,13 @@ def audit(
     Raises:
         StepError: The step raised an error that the audit cannot explain.
     """
+    __tracebackhide__ = True
+    if not callable(step):
+        raise StepError(f"the step is {step!r:.60}, not a function", do="give the function itself, without calling it")
+    given: object = model
+    if not (given is None or isinstance(given, (nn.Module, Mapping))):
+        what = f"the model is of type {type(given).__name__}, not a module"
+        raise StepError(what, do="give step, model, optimizers in this order; the model may be None")
     if steps < 1:
         raise StepError(f"{steps} steps cannot be audited", do="audit one step or more")
     optimizers = (optimizers,) if isinstance(optimizers, Optimizer) else tuple(optimizers)
@@ -305,6 +326,7 @@ def assert_gradients_flow(
         AssertionError: There is a fault that is not accepted.
         StepError: The step raised an error that the audit cannot explain.
     """
+    __tracebackhide__ = True
     report = audit(step, model, optimizers, learn=learn, stay=stay, flow=flow, accept=accept, steps=steps)
     if report.faults:
         raise AssertionError("\n\n".join(str(finding) for finding in report.faults))

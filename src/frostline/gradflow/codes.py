@@ -117,7 +117,7 @@ _TABLE: tuple[tuple[str, str, Level, str, str], ...] = (
     ("FL501", "wasted-gradient", "cost", "gradients and saved inputs are kept for nobody",
      "freeze it with requires_grad_(False); if it was meant to learn, give it to an optimizer"),
     ("FL502", "wasted-backward", "note", "gradients are computed and thrown away",
-     "detach() or freeze what this loss does not train"),
+     "requires_grad_(False) on what this loss does not train, during its step; it does no harm as it is"),
     ("FL503", "needless-graph", "note", "a graph is recorded and dropped", "run it under torch.no_grad()"),
     ("FL504", "graph-retained", "cost", "memory grows, or is held, by graphs nobody goes back through",
      "keep numbers, not losses: loss.item() or loss.detach(); leave retain_graph out"),

@@ -130,7 +130,7 @@ class Cuts(Rule):
             known = self._silent_places(number)
             if known is not None:
                 groups[known].append(number)
-        for (code, places), numbers in groups.items():
+        for code, places, numbers in _merged(groups):
             self.explained |= sum(1 << number for number in numbers)
             yield self._write(code, places, numbers)
         yield from self._zeros()
@@ -213,10 +213,30 @@ class Cuts(Rule):
                 [*places, *(steps if code == "FL211" else ())],
                 evidence=f"grad 0 in {_steps(max(self._num_steps[n] for n in numbers))}",
                 parameters=names,
+                level="note" if code == "FL211" and self._is_weighted_by_zero(numbers) else None,
             )
+
+    def _is_weighted_by_zero(self, numbers: list[int]) -> bool:
+        """Whether the program multiplies by a plain 0, as a schedule does before a term begins to count."""
+        return all(event.factor == 0 for number in numbers for event in self._zero[number].events)
 
     def _held_bits(self) -> int:
         return sum(1 << number for number in self.session.held())
+
+
+def _merged(
+    groups: dict[tuple[str, tuple[Place, ...]], list[int]],
+) -> Iterator[tuple[str, tuple[Place, ...], list[int]]]:
+    """One group for all that one line switched off, with the first few of the lines it cut."""
+    merged: dict[tuple[str, tuple[Place, ...]], tuple[list[Place], list[int]]] = {}
+    for (code, places), numbers in groups.items():
+        switches = tuple(place for place in places if place.role == "switched off")
+        known, every = merged.setdefault((code, switches or places), ([], []))
+        known += [place for place in places if place not in known and place not in switches]
+        every += numbers
+    for (code, switches), (known, numbers) in merged.items():
+        rest = [place for place in switches if place not in known]
+        yield code, (*known[:_MOST], *rest), numbers
 
 
 def _users(step: Step, event: Event) -> list[Event]:
@@ -237,6 +257,10 @@ _SWITCHES = {
 def _is_copy(tensor: Tensor, parameter: Tensor) -> bool:
     if (tensor.is_leaf and tensor.requires_grad) or not has_values(tensor):
         return False
+    if not parameter.numel() or tensor.data_ptr() == parameter.data_ptr():
+        return False
+    if bool((parameter == parameter.flatten()[0]).all()):
+        return False  # itself, before it was made to learn; or zeros, which are equal to any other zeros
     return bool(
         torch.equal(tensor.detach().to(parameter.dtype), parameter.detach().to(tensor.dtype).to(parameter.dtype))
     )

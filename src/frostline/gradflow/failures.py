@@ -34,6 +34,8 @@ class Failures(Rule):
         error = self.session.error
         if error is None:
             return
+        if "element 0 of tensors does not require grad" in str(error):
+            yield from self._nothing_trains(error)
         for text, code, what in _MEANINGS:
             if text in str(error):
                 yield write(
@@ -43,6 +45,17 @@ class Failures(Rule):
                     evidence=f"{type(error).__name__}: {str(error).splitlines()[0]}",
                     level="fault",
                 )
+
+    def _nothing_trains(self, error: BaseException) -> Iterator[Finding]:
+        """Say so where the loss depends on nothing that requires a gradient; a cut has a finding of its own."""
+        backward = self.session.last_backward
+        escaped = any(escape.influence for escape in self.session.flow.notes.escapes.values())
+        if backward is None or backward.influence or escaped:
+            return
+        frozen = [line for line, to in self.session.flow.notes.frozen_at.values() if not to]
+        places = [self._raised(error), *(place("frozen", line) for line in dict.fromkeys(frozen))]
+        what = "the loss depends on no parameter that requires a gradient"
+        yield write("FL203", what, places[:4], do="leave what is to learn out of the freezing")
 
     def _creation(self, code: str) -> list[Place | None]:
         """Where an inference tensor came from."""

@@ -81,13 +81,17 @@ class Intents(Rule):
             for attribute in _MISSPELT:
                 if attribute in vars(parameter) and parameter.requires_grad:
                     known.setdefault((name.rpartition(".")[0], attribute, self._written(attribute)), "parameter")
+        groups: dict[tuple[str, Line | None], list[str]] = defaultdict(list)
         for (name, attribute, line), kind in known.items():
+            groups[attribute, line].append(name or kind)
+        for (attribute, line), names in groups.items():
             yield write(
                 "FL213",
-                f"'{name or kind}'.{attribute} is a plain attribute: it freezes nothing",
+                f".{attribute} was set on {describe(names).replace('parameters', 'places')}: it freezes nothing",
                 [place("set", line, f".{attribute} =")],
-                evidence="its parameters still require gradients",
-                parameters=[name] if name else [],
+                evidence="the parameters still require gradients",
+                parameters=sorted(names),
+                do="p.requires_grad = False on every parameter, or module.requires_grad_(False)",
             )
 
     def _history(self, parameter: Tensor) -> tuple[Place, ...]:

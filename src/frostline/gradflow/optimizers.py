@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from frostline.gradflow.names import describe
+from frostline.gradflow.names import describe, find_tensor_names
 from frostline.gradflow.rule import Rule, place, write
 from frostline.gradflow.step import Clearing, Step
 from frostline.records import Finding, Place
@@ -58,6 +58,7 @@ class Optimizers(Rule):
         self._discarded = 0
         self._cleared_at: Line | None = None
         self._results: dict[int, str] = {}
+        self._held_elsewhere: set[int] = set()
 
     def updated(self, update: Update) -> None:
         """Look at the gradients an update reads: whose are they?"""
@@ -80,11 +81,23 @@ class Optimizers(Rule):
         for backward in step.backwards:
             self._targets |= backward.targets or 0
         self._look_for_results(step)
+        self._look_for_variables()
         for clearing in step.clearings:
             self._discarded |= clearing.discarded
             self._cleared_at = clearing.line if clearing.discarded else self._cleared_at
         for update in step.updates:
             self._look_at_update(update, step)
+
+    def _look_for_variables(self) -> None:
+        """Note tensors that an optimizer holds, no loss has used and no module has, and that a variable still holds."""
+        loose = {}
+        for number in self.session.held():
+            tensor = self.leaves.all[number].tensor
+            if not self._influenced >> number & 1 and number not in self._held_elsewhere:
+                if not self.names.tensor(tensor):
+                    loose[id(tensor)] = number
+        if loose:
+            self._held_elsewhere |= {loose[key] for key in find_tensor_names(set(loose))}
 
     def _look_at_update(self, update: Update, step: Step) -> None:
         optimizer = id(update.use.optimizer)
@@ -200,8 +213,8 @@ class Optimizers(Rule):
             yield write("FL209", f"{describe(names)} is stepped by {len(makers)} optimizers", places, parameters=names)
 
     def _content(self, use: OptimizerUse, numbers: list[int]) -> Iterator[Finding]:
-        if not use.num_updates:
-            return
+        if not use.num_updates or id(use.optimizer) not in self._trained:
+            return  # it did not step, or passes on to the optimizer inside it
         kind = type(use.optimizer).__name__
         made = place("optimizer", use.made_at or use.steps_at, kind)
         frozen = [n for n in numbers if n not in self._trained[id(use.optimizer)]]
@@ -220,9 +233,17 @@ class Optimizers(Rule):
             and not self.names.tensor(self.leaves.all[n].tensor)
         ] or self._replaced(numbers)
         if lost:
+            alive = all(n in self._held_elsewhere for n in lost)
             shapes = ", ".join(str(list(self.leaves.all[n].tensor.shape)) for n in lost[:3])
             what = f"{kind} holds {len(lost)} tensors that no module has and no loss uses: {shapes}"
-            yield write("FL202", what, [made], parameters=self.leaf_names(lost))
+            yield write(
+                "FL202",
+                what,
+                [made],
+                parameters=self.leaf_names(lost),
+                level="note" if alive else None,
+                evidence="the program holds them still: they may serve in another step" if alive else "",
+            )
         if frozen:
             names = self.leaf_names(frozen)
             yield write(
@@ -291,6 +312,7 @@ class Optimizers(Rule):
         """Optimizers that never step, while the gradients they should read are computed and cleared."""
         for use in self.session.procedure.optimizers.values():
             numbers = [n for n in held if use.optimizer in held[n] and self._discarded >> n & 1]
+            numbers = [n for n in numbers if not any(self.session.procedure.use_of(o).num_updates for o in held[n])]
             if not use.num_updates and numbers:
                 kind, names = type(use.optimizer).__name__, self.leaf_names(numbers)
                 places = [place("cleared", self._cleared_at), place("optimizer", use.made_at, kind)]

@@ -182,11 +182,12 @@ class Session:
         tensor = self.leaves.all[number].tensor
         if tensor.grad is None or number not in self.contributions:
             return
-        if any(not isinstance(optimizer, ByHand) for optimizer in self.held().get(number, ())):
+        if self.leaves.all[number].is_held:
             return
         with self.unseen():
             if line not in self._by_hand:
                 self._by_hand[line] = self.procedure.use_of(ByHand([tensor]), line)
+                self.leaves.all[number].is_held = False  # by no real optimizer
             use = self._by_hand[line]
             held = use.optimizer.param_groups[0]["params"]
             if not any(other is tensor for other in held):
@@ -202,14 +203,18 @@ class Session:
         """Gradients are about to be cleared."""
         self._close_updated()
         numbers = discarded = 0
+        lines: set[Line | None] = set()
         for parameter in parameters:
             number = self.leaves.number(parameter)
             if number >= 0:
                 numbers |= 1 << number
                 contributions = self.contributions.pop(number, ())
-                if any(not self._was_consumed(number, backward) for backward in contributions):
-                    discarded |= 1 << number
-        self.step.clearings.append(Clearing(numbers, line, to_none, discarded, len(self.step.backwards)))
+                unread = [backward for backward in contributions if not self._was_consumed(number, backward)]
+                discarded |= bool(unread) << number
+                lines |= {backward.line for backward in unread}
+        self.step.clearings.append(
+            Clearing(numbers, line, to_none, discarded, len(self.step.backwards), frozenset(lines))
+        )
 
     def clipped(self, gradients: list[Tensor], line: Line | None) -> None:
         """Tensors were clipped in place; gradients among them count."""
@@ -222,7 +227,8 @@ class Session:
         if not numbers:
             return
         holders = [use for use in self.procedure.optimizers.values() if self._holds(use.optimizer, numbers)]
-        scaled = self._is_scaled() and bool(holders) and not all(use.unscaled for use in holders)
+        scaled = any(b.scaled for n in self.leaves.members(numbers) for b in self.contributions.get(n, ()))
+        scaled = scaled and bool(holders) and not all(use.unscaled for use in holders)
         self.step.clippings.append(Clipping(line, scaled, numbers))
 
     def scaler_updated(self, scaler: int, line: Line | None) -> None:
@@ -329,6 +335,3 @@ class Session:
     def _holds(self, optimizer: Optimizer, numbers: int) -> bool:
         tensors = (tensor for group in optimizer.param_groups for tensor in group["params"])
         return any(numbers >> number & 1 for number in map(self.leaves.number, tensors) if number >= 0)
-
-    def _is_scaled(self) -> bool:
-        return any(backward.scaled for backward in self.step.backwards)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 from frostline.gradflow.names import describe
 from frostline.gradflow.parts import Parts
@@ -15,6 +15,7 @@ from frostline.gradflow.rule import Rule, place, write
 from frostline.gradflow.step import Step
 from frostline.records import Finding, Level, Place
 from frostline.tracing import Draw, Update, fingerprint
+from frostline.where import Line
 
 if TYPE_CHECKING:
     from frostline.gradflow.session import Session
@@ -33,6 +34,8 @@ class States(Rule):
         self._stale: dict[tuple[Place, ...], set[str]] = defaultdict(set)
         self._drifting: dict[tuple[str, tuple[Place, ...]], set[int]] = defaultdict(set)
         self._num_steps = 0
+        self._by_hand: set[int] = set()
+        self._stirred: dict[Line | None, set[str]] = defaultdict(set)
 
     def began(self) -> None:
         """Remember the values of what was not known before."""
@@ -62,11 +65,18 @@ class States(Rule):
         changed = self._changed()
         held = {id(self.leaves.all[number].tensor) for number in self.session.held()}
         by_hand = {key for key in changed if isinstance(self._values[key][0], nn.Parameter) and key not in held}
-        parts = Parts(self, by_hand)
-        norms = [(name, m) for name, m in self.names.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        self._by_hand |= by_hand
+        parts = Parts(self, self._by_hand)
+        norms = [(name, m) for name, m in self.names.modules() if isinstance(m, _NormBase) and m.track_running_stats]
         for name, norm in norms:
             if _statistics(norm) & changed and parts.is_frozen(norm):
                 self._moving[self._mode_places(norm, step)].add(name)
+        known = {id(self.leaves.all[n].tensor) for update in step.updates for n in update.moved}
+        statistics = {key for _, norm in norms for key in _statistics(norm)}
+        for key in changed - known - statistics:
+            name = self.names.tensor(self._values[key][0])
+            if name and self.intent.should_stay(name) and self._values[key][0].is_floating_point():
+                self._stirred[self.session.flow.notes.writes.get(key)].add(name)
         self._look_at_dropout(step, parts)
         self._num_steps += bool(step.backwards)
         if step.error is None:  # else its backward never came
@@ -88,7 +98,7 @@ class States(Rule):
             self._dropping[level, tuple(p for p in places if p is not None)].add(parts.name(module))
 
     def _look_for_pollution(
-        self, step: Step, norms: list[tuple[str, _BatchNorm]], changed: set[int], parts: Parts
+        self, step: Step, norms: list[tuple[str, _NormBase]], changed: set[int], parts: Parts
     ) -> None:
         ancestors = step.ancestors
         for name, norm in norms:
@@ -102,7 +112,7 @@ class States(Rule):
                 self._polluted[tuple(p for p in places if p is not None)].add(name)
             self._num_polluted[name] += bool(lost)
 
-    def _look_at_averages(self, norms: list[tuple[str, _BatchNorm]], changed: set[int], by_hand: set[int]) -> None:
+    def _look_at_averages(self, norms: list[tuple[str, _NormBase]], changed: set[int], by_hand: set[int]) -> None:
         live = [norm for _, norm in norms if _statistics(norm) & changed]
         for name, norm in norms:
             if norm.weight is None or id(norm.weight) not in by_hand or _statistics(norm) & changed:
@@ -115,7 +125,12 @@ class States(Rule):
 
     def findings(self) -> Iterator[Finding]:
         """What moved though it should not have, and what stood still though it should have moved."""
-        for places, names in self._moving.items():
+        parts = Parts(self, self._by_hand)
+        still = {name for name, module in self.names.modules() if parts.is_frozen(module)}
+        for places, moving in self._moving.items():
+            names = moving & still
+            if not names:
+                continue  # averaged weights, which move every few steps
             what = f"running statistics of {_parts(names)} move, though the part is frozen"
             yield write(
                 "FL301",
@@ -131,6 +146,10 @@ class States(Rule):
             names_of = self.leaf_names(numbers)
             why = "by weight decay" if code == "FL304" else "by its optimizer"
             yield write(code, f"{describe(names_of)} should stay, and is moved {why}", places, parameters=names_of)
+        for line, names in self._stirred.items():
+            what = f"{describe(names)} is declared to stay, and is written to outside optimizers"
+            so, do = "the frozen part computes something else after every step", "leave it out of this update"
+            yield write("FL303", what, [place("written", line)], parameters=sorted(names), so=so, do=do)
         for places, names in self._polluted.items():
             often = max(self._num_polluted[name] for name in names)
             level = "fault" if often * 2 > self._num_steps else "note"
@@ -182,10 +201,11 @@ class States(Rule):
 
 def _drops(draw: Draw) -> bool:
     """Whether it was a dropout, by the operator or by the module, as stochastic depth is."""
-    return "dropout" in draw.op or "attention" in draw.op or "drop" in type(draw.module).__name__.lower()
+    by_operator = any(part in draw.op for part in ("dropout", "attention", "lstm", "gru", "rnn_"))
+    return by_operator or "drop" in type(draw.module).__name__.lower()
 
 
-def _statistics(norm: _BatchNorm) -> set[int]:
+def _statistics(norm: _NormBase) -> set[int]:
     return {id(buffer) for buffer in (norm.running_mean, norm.running_var) if buffer is not None}
 
 

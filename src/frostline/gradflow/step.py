@@ -19,6 +19,7 @@ class Clearing:
         to_none: Whether they were released.
         discarded: The leaves with a gradient that no optimizer had read.
         num_backwards: Backward passes of the step before it.
+        lines: Of the backward passes whose gradients were discarded.
     """
 
     numbers: int
@@ -26,6 +27,7 @@ class Clearing:
     to_none: bool
     discarded: int
     num_backwards: int
+    lines: frozenset[Line | None] = frozenset()
 
 
 @dataclass(slots=True, eq=False)

@@ -61,7 +61,8 @@ class Suspects(Rule):
             influences = bool(step.influence >> number & 1)
             known = self._watched.get(number)
             if known is None or (influences and not known[1]):
-                self._watched[number] = tuple(self._places[b] for b in step.backwards), influences
+                places = tuple(self._places[b] for b in step.backwards if b in self._places)
+                self._watched[number] = places, influences
         for update in step.updates:
             for number, state in update.gradients.items():
                 self._learned |= (state in ("finite", "nonfinite")) << number

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 
 from frostline.gradflow.blame import cause_of, find_cut, find_vanishing
 from frostline.gradflow.intent import matches
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _ADDS = ("add", "__radd__", "add_", "__iadd__", "sub", "__rsub__", "sub_", "rsub", "__isub__")
 _GATHERS = ("sum", "mean", "stack", "cat")
 _MOST_STEPS = 2
+_MOST_TERMS = 16  # each is one more backward
 
 
 @dataclass(slots=True, eq=False)
@@ -68,7 +70,7 @@ class Terms(Rule):
             known = self._terms.setdefault((term.name, term.event.line), term)
             known.reach |= term.reach
             known.influence |= term.influence
-            if len(terms) > 1 and term.reach:
+            if 1 < len(terms) <= _MOST_TERMS and term.reach:
                 self._try_alone(known, term)
 
     def observe(self, step: Step) -> None:
@@ -89,7 +91,7 @@ class Terms(Rule):
         for key, name in find_tensor_names(set(tensors)).items():
             names.setdefault(id(tensors[key]), name)
         for event in events:
-            found += _addends(event, names, root=True)
+            found += _addends(event, names)
         terms = []
         for event, reach in found:
             text = names.get(id(event)) or event.op.rpartition(".")[2]
@@ -99,7 +101,7 @@ class Terms(Rule):
     def _try_alone(self, known: Term, term: Term) -> None:
         """Go backward from one term alone, to see whether anything arrives."""
         tensor = None if term.event.result is None else term.event.result()
-        if tensor is None or tensor.grad_fn is None or not has_values(tensor) or self._is_checkpointed():
+        if tensor is None or tensor.grad_fn is None or not has_values(tensor) or self._would_be_noticed(tensor):
             return
         numbers = list(self.leaves.members(term.reach))
         gradients, alone = self.session.flow.backwards.gradients_of(tensor, numbers)
@@ -111,9 +113,22 @@ class Terms(Rule):
         if found.kind in ("no derivative", "cancelled", "one element"):
             known.vanishing["FL114" if found.kind == "no derivative" else "FL115"] = found.events
 
-    def _is_checkpointed(self) -> bool:
-        """Whether going backward more often would move statistics."""
-        return any(call.checkpoint for use in self.session.flow.modules.by_id.values() for call in use.calls)
+    def _would_be_noticed(self, tensor: Tensor) -> bool:
+        """Whether one more backward would run the program's own functions and hooks, or move statistics."""
+        if self.session.flow.notes.hooked or any(leaf.tensor._backward_hooks for leaf in self.leaves.all):
+            return True
+        seen: set[Any] = set()
+        stack: list[Any] = [tensor.grad_fn]
+        while stack:
+            node = stack.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            if isinstance(node, BackwardCFunction):  # module hooks and reentrant checkpoints are such functions too
+                return True
+            stack += [child for child, _ in node.next_functions]
+        modules = self.session.flow.modules.by_id.values()
+        return any(call.checkpoint for use in modules for call in use.calls)  # its statistics would move
 
     # --- conclusions
 
@@ -134,7 +149,8 @@ class Terms(Rule):
         for term in self._terms.values():
             learners = self._learners()
             if term.influence & learners and not term.reach & learners and not _is_constant(term.event):
-                yield self._dead(term, learners)
+                if not (term.reach and self._is_recomputed(term, learners)):
+                    yield self._dead(term, learners)
             for code, events in term.vanishing.items():
                 names = self.leaf_names(self.leaves.members(term.reach & learners))
                 yield write(
@@ -147,6 +163,12 @@ class Terms(Rule):
             declared = self.intent.flow.get(term.name)
             if declared is not None:
                 yield from self._mismatch(term, declared, learners)
+
+    def _is_recomputed(self, term: Term, learners: int) -> bool:
+        """Whether a reentrant checkpoint, which goes backward on its own, stands between the term and all it trains."""
+        numbers = self.leaves.members(term.influence & learners)
+        cuts = [find_cut([Root(term.event, term.influence, term.reach, ())], number).events for number in numbers]
+        return all(e.context is not None and e.context.kind == "checkpoint" for events in cuts for e in events)
 
     def _dead(self, term: Term, learners: int) -> Finding:
         number = next(self.leaves.members(term.influence & learners))
@@ -213,11 +235,27 @@ def _scalars(event: Event, found: dict[int, Event]) -> None:
             ]
 
 
-def _addends(event: Event, names: dict[int, str], *, root: bool) -> list[tuple[Event, int]]:
+def _addends(root: Event, names: dict[int, str]) -> list[tuple[Event, int]]:
     """The terms a loss is a sum of, each with what autograd reached from it when it was added."""
+    found: dict[int, list[tuple[Event, int]]] = {}
+    stack = [root]
+    while stack:  # a loss can be a sum over more steps of a sequence than Python recurses
+        event = stack[-1]
+        parts, is_sum = ([], False) if id(event) in names and event is not root else _parts(event)
+        waiting = [part for part in parts if id(part) not in found]
+        if waiting:
+            stack += waiting
+            continue
+        stack.pop()
+        terms = [term for part in parts for term in found[id(part)]]
+        split = is_sum or len(terms) > 1 or any(id(term) in names for term, _ in terms)
+        found[id(event)] = terms if parts and split else [(event, event.reach)]
+    return found[id(root)]
+
+
+def _parts(event: Event) -> tuple[list[Event], bool]:
+    """What a scalar is made of, as far as it is a sum, and whether it is one of several."""
     op = event.op.rpartition(".")[2]
-    if id(event) in names and not root:
-        return [(event, event.reach)]
     inner = [source for source in event.sources if source.event is not None]
     is_sum = op in _ADDS and len(inner) > 1
     if op in ("sum", "mean") and len(inner) == 1:
@@ -227,10 +265,8 @@ def _addends(event: Event, names: dict[int, str], *, root: bool) -> list[tuple[E
             is_sum, inner = len(scalars) > 1, scalars or inner
     passes = len(inner) == 1 and event.scalar and inner[0].event is not None and inner[0].event.scalar
     if is_sum or (passes and _passes_on(op)):
-        found = [addend for s in inner if s.event is not None for addend in _addends(s.event, names, root=False)]
-        if is_sum or len(found) > 1 or any(id(addend) in names for addend, _ in found):
-            return found
-    return [(event, event.reach)]
+        return [source.event for source in inner if source.event is not None], is_sum
+    return [], False
 
 
 def _passes_on(op: str) -> bool:

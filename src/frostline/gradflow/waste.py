@@ -31,6 +31,7 @@ class Waste(Rule):
         super().__init__(session)
         self._arrived = 0
         self._discarded: dict[Line | None, int] = {}
+        self._emptied: dict[Line | None, int] = {}
         self._calls: list[RootCall] = []
         self._losses: list[tuple[int, ref[Tensor], Line | None]] = []
         self._chained: dict[Line, int] = {}
@@ -61,7 +62,11 @@ class Waste(Rule):
         for clearing in step.clearings:
             if not clearing.to_none:
                 self._unreleased.add(clearing.line)
-            if clearing.discarded:
+            later = {backward.line for backward in step.backwards[clearing.num_backwards :]}
+            between = clearing.num_backwards and clearing.lines & later
+            if between and step.updates and not any(update.has_closure for update in step.updates):
+                self._emptied[clearing.line] = len(step.backwards)
+            elif clearing.discarded:
                 self._discarded[clearing.line] = self._discarded.get(clearing.line, 0) | clearing.discarded
         if step.backwards and not step.updates and step.error is None:
             self._alone |= {backward.line for backward in step.backwards if backward.accumulates}
@@ -117,6 +122,10 @@ class Waste(Rule):
             num_bytes = sum(_num_bytes(self.leaves.all[number].tensor) for number in numbers)
             what = f"gradients of {describe(names)} are cleared before any optimizer reads them"
             yield write("FL502", what, [place("cleared", line)], parameters=names, num_bytes=num_bytes)
+        for line, number in self._emptied.items():
+            what = f"of {number} micro-batches only the last counts: gradients are cleared between their backwards"
+            so, do = "the step follows a fraction of the batch", "call zero_grad() once, after step()"
+            yield write("FL502", what, [place("cleared", line)], level="fault", so=so, do=do)
         for line in self._alone:
             yield write("FL216", "no optimizer steps after this backward", [place("backward", line)])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Level = Literal["fault", "cost", "note"]
 """A *fault* makes training wrong, a *cost* is memory or work paid for nothing, a *note* informs."""
@@ -137,6 +137,7 @@ class AuditReport:
         num_steps: Steps that were audited, of all phases.
         wall_seconds: How long the audited program ran.
         method: ``"real"`` tensors, or ``"fake"`` ones without values.
+        unused_comments: Comments of the program that accept a finding, where none was found.
     """
 
     findings: tuple[Finding, ...]
@@ -147,8 +148,30 @@ class AuditReport:
     num_steps: int
     wall_seconds: float
     method: Literal["real", "fake"] = "real"
+    unused_comments: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """The findings and the verdict, as text."""
+        return "\n\n".join([*map(str, self.findings), self.verdict])
+
+    @property
+    def verdict(self) -> str:
+        """One line: how many of each that nobody has accepted, in how many steps."""
+        if not self.num_steps and not self.faults:
+            return "nothing was audited: no optimizer stepped"
+        open_ = [finding.level for finding in self.findings if not finding.accepted]
+        found = [_counted(open_.count(level), level) for level in get_args(Level) if level in open_ or level == "fault"]
+        if len(open_) < len(self.findings):
+            found.append(f"{len(self.findings) - len(open_)} accepted")
+        phases = f" of {len(self.phases)} phases" if len(self.phases) > 1 else ""
+        seen = f" in {_counted(self.num_steps, 'step')}{phases}" if self.num_steps else "; no optimizer stepped"
+        return ", ".join(found) + seen
 
     @property
     def faults(self) -> tuple[Finding, ...]:
         """The faults that nobody has accepted."""
         return tuple(finding for finding in self.findings if finding.level == "fault" and not finding.accepted)
+
+
+def _counted(number: int, name: str) -> str:
+    return f"{number or 'no'} {name}{'' if number == 1 else 's'}"

@@ -16,7 +16,7 @@ class LivePoint:
 
 @dataclass(frozen=True, kw_only=True)
 class AllocatorCounters:
-    """What CUDA's caching allocator counted over the same step."""
+    """What CUDA's caching allocator counted over the same step; in a prediction, what it would count."""
 
     peak_allocated_bytes: int
     peak_reserved_bytes: int
@@ -36,16 +36,17 @@ class MemoryReport:
         peak_at: The phase, module and operator that reached the peak.
         peak_line: The user's ``file.py:line`` there; empty where no user code was on the stack.
         timeline: Bytes alive over the step, thinned so that every local maximum of note stays.
-        method: ``measured`` on real tensors, ``predicted`` on fake ones.
+        method: ``measured`` on real tensors, ``predicted`` on fake ones, or from smaller batches.
         device: The device type the bytes live on.
         num_ops: Operators seen.
         not_seen: What this number does not count.
-        allocator: CUDA's own counters, where there is a GPU.
+        allocator: CUDA's own counters where there is a GPU, or the simulated ones of a prediction for CUDA.
         by_line: Bytes alive at the peak, by the user's ``file.py:line`` that allocated them; what was there
             before the trace stands under an empty line. The largest first.
         saved_by: What is saved for backward at the peak, by who keeps it: ``trainable parts``, or ``frozen parts``
             (a module all of whose parameters are frozen; one without parameters counts with the one around it).
         covers: Which part of the run this is about.
+        assumes: What a prediction takes for granted, such as the kernels of a device that was not there.
     """
 
     peak_bytes: int
@@ -63,3 +64,4 @@ class MemoryReport:
     by_line: dict[str, int] = field(default_factory=dict)
     saved_by: dict[str, int] = field(default_factory=dict)
     covers: str = "one step"
+    assumes: tuple[str, ...] = ()

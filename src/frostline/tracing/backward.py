@@ -21,7 +21,7 @@ class Sources(Protocol):
     leaves: Leaves
     step: int
     paused: bool
-    scaled: bool
+    scaled_losses: set[Event]
 
     def source(self, tensor: Tensor) -> Source:
         """What is known of a tensor."""
@@ -139,7 +139,7 @@ class BackwardWatch:
             targets=targets,
             retains=bool(retain_graph) and not create_graph,
             creates=bool(create_graph),
-            scaled=self._flow.scaled,
+            scaled=any(_is_made_of(source.event, self._flow.scaled_losses) for source, _ in sources),
             loss=ref(roots[0]) if roots else None,
         )
 
@@ -152,6 +152,22 @@ class BackwardWatch:
             if stamp is not None and (number >= len(before) or stamp != before[number]):
                 arrived |= 1 << number
         return arrived
+
+
+def _is_made_of(loss: Event | None, losses: set[Event]) -> bool:
+    """Whether a loss is one of these, or a multiple or a sum of some."""
+    seen: set[Event] = set()
+    stack = [loss]
+    while stack and losses:
+        event = stack.pop()
+        if event is None or event in seen:
+            continue
+        seen.add(event)
+        if event in losses:
+            return True
+        if event.scalar:
+            stack += [source.event for source in event.sources]
+    return False
 
 
 def _stamp(gradient: Tensor | None) -> tuple[int, int] | None:

@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import (
 
 from frostline.errors import DeviceError
 from frostline.tracing.bounded import bounded_output
+from frostline.tracing.layouts import RULES, as_real_kernels_do
 from frostline.where import user_line
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -56,7 +57,11 @@ class FakeTensors(FakeTensorMode):
                 do="build model and inputs on the CPU: the bytes are the same",
             )
         try:
-            return super().__torch_dispatch__(func, types, args, kwargs)
+            output = super().__torch_dispatch__(func, types, args, kwargs)
+            if func in RULES:
+                with self:
+                    output = as_real_kernels_do(func, args, output)
+            return output
         except DataDependentOutputException:
             if func is torch.ops.aten._local_scalar_dense.default:
                 is_truth = args[0].dtype is torch.bool

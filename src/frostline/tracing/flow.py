@@ -9,7 +9,7 @@ from weakref import ref
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.module import (
     _global_forward_hooks_with_kwargs,
     register_module_forward_hook,
@@ -30,8 +30,10 @@ from frostline.tracing.operators import (
     ESCAPES,
     GRAD_GET,
     GRAD_SET,
+    HOOKS,
     READ_ONLY,
     REQUIRES_GRAD,
+    SCALES,
     SHAPE_ONLY,
     draws_random_numbers,
     event_kind,
@@ -86,7 +88,7 @@ class FlowTrace(TorchFunctionMode):
 
     Attributes:
         step: The number of the step that events belong to; the listener counts.
-        scaled: Whether a gradient scaler has multiplied a loss since its last update.
+        scaled_losses: What gradient scalers have multiplied in this step.
         paused: Whether operators pass unseen, as while an optimizer steps.
         is_stepping: Whether it is paused because an optimizer steps.
         notes: What was seen besides.
@@ -98,9 +100,10 @@ class FlowTrace(TorchFunctionMode):
     def __init__(self, listener: Listener, leaves: Leaves) -> None:
         super().__init__()
         self.listener, self.leaves = listener, leaves
-        self.step, self.num_events, self.paused, self.scaled = 0, 0, False, False
+        self.step, self.num_events, self.paused = 0, 0, False
         self.is_stepping = False
         self.notes, self.modules, self.switches = Notes(), ModuleUses(), GradSwitches()
+        self.scaled_losses: set[Event] = set()
         self.backwards = BackwardWatch(self)
         self._marks = Marks()
         self._cleanup = ExitStack()
@@ -136,6 +139,7 @@ class FlowTrace(TorchFunctionMode):
         """Run one operator, and write down what it did to influence and reach."""
         kwargs = kwargs or {}
         if func in READ_ONLY:
+            self.notes.hooked |= func in HOOKS
             return func(*args, **kwargs)
         if func is torch._C._set_grad_enabled:
             self.switches.switched(bool(args[0]))
@@ -143,7 +147,7 @@ class FlowTrace(TorchFunctionMode):
         if self.paused:
             return func(*args, **kwargs)
         if draws_random_numbers(func, args, kwargs):
-            self._draw(func, args)
+            self._draw(func, args, kwargs.get("generator"))
         if is_recomputing():
             return func(*args, **kwargs)
         return self._run(func, args, kwargs)
@@ -152,6 +156,11 @@ class FlowTrace(TorchFunctionMode):
         """What is known of a tensor now."""
         number = self.leaves.number(tensor)
         event = self._marks.event_of(tensor)
+        if number < 0 and event is not None and isinstance(tensor, nn.Parameter):
+            if event.reach and self._marks.own_event_of(tensor) is None:
+                event = self._rewrap(tensor, event)
+            if event.kind == "rewrap":
+                return Source(event, 0, event.influence, -1)
         if (
             number < 0
             and tensor.requires_grad
@@ -177,6 +186,7 @@ class FlowTrace(TorchFunctionMode):
     def end_step(self) -> None:
         """Let go of what only the finished step needed."""
         self.backwards.prune()
+        self.scaled_losses.clear()
         self.notes.end_step()
         self.modules.end_step()
 
@@ -234,7 +244,8 @@ class FlowTrace(TorchFunctionMode):
         in_place: bool,
     ) -> Any:
         versions = [None if tensor.is_inference() else tensor._version for tensor in tensors]
-        if in_place and func in CLIPS:
+        clips = func in CLIPS or (func in SCALES and len(tensors) > 1 and not tensors[1].dim())
+        if in_place and clips and not self.source(tensors[0]).influence:
             self.listener.clipped(tensors[:1], locate().line)
         if in_place:
             self.notes.about_to_write(tensors[0])
@@ -327,16 +338,24 @@ class FlowTrace(TorchFunctionMode):
         self.notes.carried(event)
         return event
 
-    def _draw(self, func: Any, args: tuple[Any, ...]) -> None:
+    def _draw(self, func: Any, args: tuple[Any, ...], generator: torch.Generator | None) -> None:
         inputs = list(tensors_in(args[:1]))
         influence = 0
         if not is_recomputing():
             for tensor in inputs:
                 influence |= self.source(tensor).influence
-        self.notes.drew(name_of(func), inputs, self.modules.current, influence)
+        self.notes.drew(name_of(func), inputs, self.modules.current, influence, generator)
         self.modules.drew()
 
     # --- leaves
+
+    def _rewrap(self, parameter: nn.Parameter, made: Event) -> Event:
+        """A new parameter on a result that had a graph: it hides a cut, as requires_grad_ does."""
+        source = Source(made, made.reach, made.influence, -1)
+        event = self._new_event("nn.Parameter", (source,), made.influence, [parameter], kind="rewrap")
+        event.reach = 0
+        self._marks.mark(parameter, event, overwrite=True)
+        return event
 
     def _require_grad(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensor = args[0]
@@ -377,7 +396,7 @@ class FlowTrace(TorchFunctionMode):
                 self.modules.begin_root(module, locate().line)
             for tensor in tensors_in(inputs):
                 influence |= self.source(tensor).influence
-        moves = module.training and isinstance(module, _BatchNorm)
+        moves = module.training and isinstance(module, _NormBase)
         checkpoint, line = checkpoint_line() if moves else (None, None)
         self.modules.enter(module, influence, recomputing=recomputing, line=line, checkpoint=checkpoint)
 

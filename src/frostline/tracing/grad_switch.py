@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -89,6 +90,8 @@ class GradSwitches:
         frame = sys._getframe(2)
         if is_library(frame.f_code.co_filename):
             return  # a library's own affair
+        if not _is_dropped(frame):
+            return
         line, key = Line(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name), id(switch)
 
         def dropped(_: object) -> None:
@@ -96,6 +99,14 @@ class GradSwitches:
                 self.bare.add(line)
 
         self._unused[key] = weakref.ref(switch, dropped), line
+
+
+def _is_dropped(frame: FrameType) -> bool:
+    """Whether the call that runs in a frame is a statement of its own."""
+    code, place = frame.f_code.co_code, frame.f_lasti + 2
+    while place < len(code) and code[place] == 0:  # CACHE
+        place += 2
+    return place < len(code) and code[place] == dis.opmap["POP_TOP"]
 
 
 def reentrant_context() -> GradContext | None:

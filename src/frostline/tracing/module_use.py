@@ -93,7 +93,7 @@ class ModuleUses:
             use = self.by_id[id(module)] = ModuleUse(module)
         use.influence |= influence
         use.num_calls += not recomputing
-        if module.training and isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if module.training and isinstance(module, nn.modules.batchnorm._NormBase):
             use.calls.append(
                 ModuleCall(recomputing, line, checkpoint, self.root_calls[-1].line if self.root_calls else None)
             )

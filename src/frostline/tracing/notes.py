@@ -48,6 +48,7 @@ class Notes:
         chains: Lines that add to what they made in an earlier step, graph included, and how often.
         saved_inputs: Lines whose frozen operators keep inputs for backward that they do not need; bytes in a step.
         constants: Tensors of a trainable tensor's shape that nothing trainable influences, and where they were read.
+        hooked: Whether the program has hooks on tensors.
         originals: By id of a parameter: what it was before the program first wrote to it; None where nobody asks.
         unpinned: Lines that ask for an asynchronous copy from memory that is not pinned.
     """
@@ -63,6 +64,7 @@ class Notes:
         self.saved_inputs: dict[Line, int] = {}
         self.constants: list[tuple[Tensor, Line]] = []
         self.unpinned: set[Line] = set()
+        self.hooked = False
         self.originals: dict[int, tuple[nn.Parameter, Tensor]] | None = None
         self._aliases: dict[int, nn.Parameter] = {}
         self._shapes: set[torch.Size] = set()
@@ -125,7 +127,14 @@ class Notes:
             if line is not None:
                 self.unpinned.add(line)
 
-    def drew(self, op: str, inputs: list[Tensor], module: nn.Module | None, influence: int) -> None:
+    def drew(
+        self,
+        op: str,
+        inputs: list[Tensor],
+        module: nn.Module | None,
+        influence: int,
+        generator: torch.Generator | None = None,
+    ) -> None:
         """An operator drew random numbers."""
         checkpoint, line = checkpoint_line()
         self.draws.append(
@@ -135,7 +144,7 @@ class Notes:
                 module=module,
                 grad_enabled=torch.is_grad_enabled(),
                 recomputing=is_recomputing(),
-                state=_generator_state(inputs),
+                state=_generator_state(inputs) if generator is None else bytes(generator.get_state().numpy()),
                 checkpoint=checkpoint,
                 training=module is None or module.training,
                 influence=influence,

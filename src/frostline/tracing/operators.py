@@ -35,6 +35,8 @@ READ_ONLY = frozenset(
 )  # fmt: skip
 """Operators that say something of a tensor and make none."""
 
+HOOKS = frozenset({Tensor.register_hook})
+
 SHAPE_ONLY = frozenset(
     {
         torch.zeros_like, torch.ones_like, torch.rand_like, torch.randn_like, torch.empty_like, torch.full_like,
@@ -56,6 +58,9 @@ ESCAPES = {
 
 CLIPS = frozenset({Tensor.clamp_, Tensor.clip_, torch.clamp_, torch.clip_})
 """Operators by which programs clip gradients by hand."""
+
+SCALES = frozenset({Tensor.mul_, Tensor.div_, Tensor.__imul__})
+"""They clip where the factor is a tensor: a norm's, not a number of processes."""
 
 _KINDS: dict[Any, EventKind] = {
     Tensor.detach: "detach",
@@ -85,6 +90,7 @@ _DROPOUTS = frozenset(
         torch.dropout_, torch.alpha_dropout, torch.feature_dropout, torch.feature_alpha_dropout, torch.native_dropout,
     }
 )  # fmt: skip
+_RECURRENT = frozenset({torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu})
 _NO_DERIVATIVE = frozenset(
     """
     round floor ceil trunc sign sgn fix heaviside argmax argmin argsort eq ne lt le gt ge greater less equal
@@ -117,11 +123,13 @@ def name_of(func: Any) -> str:
 def draws_random_numbers(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether this call of an operator advances a random generator."""
     if func in _ALWAYS_RANDOM:
-        return kwargs.get("generator") is None
+        return True
     if func in _DROPOUTS:
         p = kwargs.get("p", args[1] if len(args) > 1 else 0.5)
         training = kwargs.get("training", kwargs.get("train", args[2] if len(args) > 2 else True))
         return bool(training) and p > 0
+    if func in _RECURRENT:
+        return len(args) > 6 and bool(args[6]) and args[5] > 0
     if func is F.scaled_dot_product_attention:
         return bool(kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0))
     if func is F.multi_head_attention_forward:
@@ -154,6 +162,8 @@ def keeps_needless_input(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     torch saves the inputs of convolutions and of BatchNorm in eval mode whether or not their weights train
     (pytorch/pytorch#133566).
     """
+    if not args:
+        return False  # all by name: not worth the look
     if func in _CONVOLUTIONS:
         weight = kwargs.get("weight", args[1] if len(args) > 1 else None)
         return isinstance(weight, Tensor) and not weight.requires_grad and args[0].requires_grad
@@ -170,7 +180,9 @@ def is_over_one_element(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     """Whether this is a softmax over a dimension of size 1, a cross-entropy over one class among them."""
     if func is F.cross_entropy:
         return bool(args[0].dim() > 1 and args[0].shape[1] == 1)
-    if func not in _SOFTMAXES:
+    if func is F.layer_norm:
+        return all(size == 1 for size in args[1])
+    if func not in _SOFTMAXES or not args:
         return False
     dim = kwargs.get("dim", args[1] if len(args) > 1 else -1)
     return isinstance(dim, int) and bool(args[0].dim() > 0 and args[0].shape[dim] == 1)

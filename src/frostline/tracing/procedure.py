@@ -20,7 +20,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, 
 
 from frostline.tracing.flow import FlowTrace
 from frostline.tracing.patches import wrapped
-from frostline.tracing.values import fingerprint, gradient_state
+from frostline.tracing.values import fingerprint, gradient_state, tensors_in
 from frostline.where import Line, is_library, user_place
 
 GradientState = Literal["none", "zero", "finite", "nonfinite", "unread"]
@@ -115,6 +115,9 @@ class ProcedureTrace:
         self.collected: Counter[tuple[str, Line]] = Counter()
         self.defaults: dict[str, Line] = {}
         self.anomaly_at: Line | None = None
+        self._unscaled_by: dict[int, int] = {}
+        self._stepping: list[Optimizer] = []
+        self._inner: set[int] = set()
         self._modes: dict[int, tuple[nn.Module, Line | None]] = {}
         self._before: dict[int, dict[int, int | None]] = {}
         self._gradients: dict[int, dict[int, GradientState]] = {}
@@ -174,6 +177,7 @@ class ProcedureTrace:
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         has_closure = any(callable(arg) for arg in (*args[1:], *kwargs.values()))
         self._flow.paused = True
+        self._stepping.append(optimizer)
         self.use_of(optimizer)  # known before its closure moves what it holds
         numbered = self._numbered(optimizer)
         self._before[id(optimizer)] = {number: fingerprint(tensor) for number, tensor in numbered}
@@ -191,10 +195,20 @@ class ProcedureTrace:
         before = self._before.pop(id(optimizer), {})
         moved = {n: before[n] != fingerprint(t) for n, t in numbered if before.get(n) is not None}
         self._flow.paused = self._flow.is_stepping = False
+        if self._passes_on(optimizer):
+            self.use_of(optimizer).num_updates += 1
+            return
         update = Update(
             self.use_of(optimizer), user_place(2), gradients=gradients, moved=moved, has_closure=has_closure
         )
         self._finish(update)
+
+    def _passes_on(self, optimizer: Optimizer) -> bool:
+        """Whether an optimizer's step was that of another inside it, as lookahead's and sharpness-aware ones are."""
+        del self._stepping[self._stepping.index(optimizer) :]
+        if self._stepping:
+            self._inner.add(id(self._stepping[-1]))
+        return id(optimizer) in self._inner
 
     def _finish(self, update: Update) -> None:
         update.use.num_updates += 1
@@ -213,8 +227,11 @@ class ProcedureTrace:
 
     def _wrap_scaling(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def scale(scaler: Any, outputs: Any) -> Any:
-            self._flow.scaled |= bool(scaler.is_enabled())
-            return original(scaler, outputs)
+            result = original(scaler, outputs)
+            if scaler.is_enabled():
+                made = (self._flow.source(tensor).event for tensor in tensors_in((result,)))
+                self._flow.scaled_losses |= {event for event in made if event is not None}
+            return result
 
         return scale
 
@@ -222,6 +239,7 @@ class ProcedureTrace:
         def unscale_(scaler: Any, optimizer: Optimizer) -> Any:
             result = original(scaler, optimizer)
             self.use_of(optimizer).unscaled = True
+            self._unscaled_by[id(optimizer)] = id(scaler)
             return result
 
         return unscale_
@@ -243,9 +261,9 @@ class ProcedureTrace:
         def update(scaler: Any, *args: Any, **kwargs: Any) -> Any:
             result = original(scaler, *args, **kwargs)
             if scaler.is_enabled():
-                self._flow.scaled = False
-                for use in self.optimizers.values():
-                    use.unscaled = False
+                for key, use in self.optimizers.items():
+                    if self._unscaled_by.get(key) == id(scaler):
+                        use.unscaled = False
                 self._listener.scaler_updated(id(scaler), user_place(2))
             return result
 

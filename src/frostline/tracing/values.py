@@ -66,7 +66,7 @@ def magnitude_of(tensor: Tensor) -> Tensor:
 
 def is_transformed() -> bool:
     """Whether a transform of torch.func runs, in which no value can be read."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    return torch._C._functorch.peek_interpreter_stack() is not None or torch._C._get_tracing_state() is not None
 
 
 def has_values(tensor: Tensor) -> bool:

@@ -17,6 +17,7 @@ from frostline.errors import ConfigError
 from frostline.gradflow import Audit, Intent, audit
 from frostline.memory import Workload
 from frostline.records import AuditReport
+from frostline.workflow.comments import unused_comments
 from frostline.workflow.script import ScriptEnd, StopScript, run_script
 from frostline.workflow.session import Device, TrainableSystem, open_group, verbs_of
 
@@ -54,12 +55,19 @@ def audit_script(
         the audit knows its cause.
 
     Raises:
-        ConfigError: There is no such script, or no such code.
+        ConfigError: There is no such script, or no such code; or the script ran, and a glob of `learn` or `stay`
+            matches nothing of it.
     """
     watch = _Watch(Audit(Intent.of(learn, stay, flow), accept, enough=lambda _: watch.look()), num_steps)
     end = run_script(path, arguments, under=watch.running(), module=module, quiet=quiet)
+    if watch.audit.num_steps and not end.exit_code:
+        watch.audit.check_intent()
     report = watch.audit.report()
-    report = replace(report, not_examined=(*report.not_examined, *watch.left_out(end)))
+    report = replace(
+        report,
+        not_examined=(*report.not_examined, *watch.left_out(end)),
+        unused_comments=tuple(unused_comments(report, () if module else (os.path.abspath(path),))),  # noqa: PTH100
+    )
     if probe and end.reason != "interrupted":
         again = partial(run_script, path, arguments, module=module, quiet=True)
         report = watch.audit.probe_script(report, again, end=StopScript)
@@ -89,7 +97,10 @@ class _Watch:
     def left_out(self, end: ScriptEnd) -> tuple[str, ...]:
         """What the end of the script left unseen."""
         seen = self.audit.num_steps
-        after = f"what comes after {seen} steps" if seen > 1 else "what comes after 1 step" if seen else "everything"
+        steps = "1 step" if seen == 1 else f"{seen or 'no'} steps"
+        after = f"what comes after {steps}" if seen else "everything"
+        if end.reason == "interrupted":
+            return (f"interrupted after {steps}",)
         if end.reason == "stopped":
             return (f"{after}: the audit stopped the script there, {self._num_steps} of each phase were asked for",)
         if end.reason == "failed":

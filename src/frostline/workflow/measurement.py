@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
 from frostline.config import RunConfig
 from frostline.errors import ConfigError
-from frostline.memory import MeasuredRun, chrome_trace, measure, memory_snapshot, recording
+from frostline.memory import MeasuredRun, Workload, chrome_trace, estimate, measure, memory_snapshot, recording
 from frostline.records import MemoryReport
+from frostline.workflow.planning import planned
 from frostline.workflow.script import ScriptEnd, StopScript, run_script
 from frostline.workflow.session import Device, make_directory, open_group, verbs_of
 
@@ -48,6 +51,16 @@ def measure_system(
     """
     verbs = verbs_of(config)
     with _exporting(exports):
+        if fake and config.memory.budget:
+            build_model, build_workload = verbs.blueprint(config)
+            with ExitStack() as stack:
+
+                def build_planned(model: nn.Module) -> Workload:
+                    work = build_workload(model)
+                    stack.enter_context(planned(config, work))
+                    return work
+
+                return estimate(build_model, build_planned)
         if fake:
             return verbs.estimate_step(config)
         group = open_group(device)
@@ -57,7 +70,8 @@ def measure_system(
                 raise ConfigError("the system has 0 trainable parameters: there is no training step to measure")
             work = system.workload()
             system.release_upstream_()
-            return measure(work.step, work.model, optimizers=work.optimizers, inputs=work.inputs)
+            with planned(config, work):
+                return measure(work.step, work.model, optimizers=work.optimizers, inputs=work.inputs)
         finally:
             group.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
 import yaml
@@ -14,6 +15,7 @@ from frostline.records import AuditReport, MemoryReport, RunReport, to_json
 from frostline.training import CheckpointStore, Group, RunLog, run
 from frostline.units import format_bytes, format_seconds
 from frostline.workflow.audit import audit_workload
+from frostline.workflow.planning import planned
 from frostline.workflow.session import (
     SILENT,
     Device,
@@ -25,6 +27,7 @@ from frostline.workflow.session import (
 )
 
 _MAY_CHANGE = {
+    ("memory", "budget"),  # whatever its plan recomputes, the bits are the same
     ("data", "num_workers"),
     ("data", "force_num_workers"),
     ("data", "prefetch_factor"),
@@ -69,8 +72,9 @@ def train(
     """
     out = Path(out)
     verbs = verbs_of(config)
-    group = open_group(device)
-    try:
+    with ExitStack() as stack:
+        group = open_group(device)
+        stack.callback(group.close)
         store = CheckpointStore(out, verbs.TRAINABLES)
         text = dump_config(config)
         if resume:
@@ -89,7 +93,7 @@ def train(
                 "the system has 0 trainable parameters: it can only be monitored",
                 do=f"run `frostline evaluate {config.SYSTEM}` with the same keys",
             )
-        found, report = _introduce(system, group, observer, accept)
+        found, report = _introduce(system, config, out, group, observer, accept, stack)
         if group.is_main:
             (out / "audit.json").write_text(to_json(found, indent=1), encoding="utf-8")
         _check_gradients(found, out)
@@ -114,22 +118,30 @@ def train(
         if group.is_main:
             (out / "run.json").write_text(to_json(record, indent=1), encoding="utf-8")
         return record
-    finally:
-        group.close()
 
 
 def _introduce(
-    system: TrainableSystem, group: Group, observer: RunObserver, accept: Iterable[str]
+    system: TrainableSystem,
+    config: RunConfig,
+    out: Path,
+    group: Group,
+    observer: RunObserver,
+    accept: Iterable[str],
+    stack: ExitStack,
 ) -> tuple[AuditReport, MemoryReport]:
-    """Say what trains, fill the cache, audit a step and measure it."""
+    """Say what trains, fill the cache, put the plan in force until `stack` ends, audit a step and measure it."""
     if group.is_main:
         observer.introduced(system.components(), system.notes())
     system.fill_cache(observer.filling if group.is_main else SILENT.filling)
     work = system.workload()
     system.release_upstream_()
+    plan = stack.enter_context(planned(config, work))
     found = audit_workload(work, system, accept=accept)
     report = measure(work.step, work.model, optimizers=work.optimizers, inputs=work.inputs)
     if group.is_main:
+        if plan is not None:
+            observer.note(str(plan))
+            (out / "plan.json").write_text(to_json(plan, indent=1), encoding="utf-8")
         observer.note(f"the first step was audited in {format_seconds(found.wall_seconds)}: {_told(found)}")
         peak, resident = format_bytes(report.peak_bytes), format_bytes(report.resident_bytes)
         observer.note(f"one step peaks at {peak}, {resident} of it there before: {report.peak_at}")

@@ -82,6 +82,7 @@ def run_script(
 
     Raises:
         ConfigError: There is no such script or module, or it is not Python.
+        BrokenPipeError: Nobody reads what it prints any more.
     """
     with _same_interpreter(), _same_settings():
         sys.argv[:] = [str(path), *arguments]
@@ -107,12 +108,24 @@ def _end_of(error: BaseException) -> ScriptEnd:
         return ScriptEnd("stopped")
     if isinstance(error, KeyboardInterrupt):
         return ScriptEnd("interrupted", 130)
+    if isinstance(error, BrokenPipeError) and _nobody_reads():
+        raise error  # as behind `| head`, which is no failure of the script
     if not isinstance(error, SystemExit):
         return _failed(error)
     if error.code is None or isinstance(error.code, int):
         return ScriptEnd("exited", error.code or 0)
     sys.stderr.write(f"{error.code}\n")
     return ScriptEnd("exited", 1, str(error.code))
+
+
+def _nobody_reads() -> bool:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return False
 
 
 def _failed(error: BaseException) -> ScriptEnd:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
+from torch import nn
 
 from frostline.config import RunConfig
 from frostline.errors import ConfigError, DeviceError
@@ -53,6 +54,10 @@ class Verbs(Protocol):
 
     def estimate_step(self, config: RunConfig) -> MemoryReport:
         """One training step on fake tensors."""
+        ...
+
+    def blueprint(self, config: RunConfig) -> tuple[Callable[[], nn.Module], Callable[[Any], Workload]]:
+        """How to build the model, and a training step for it, from shapes alone."""
         ...
 
     def peak_table(self, config: RunConfig) -> PeakTable:

@@ -16,10 +16,12 @@ from frostline.records import (
     MemoryReport,
     PeakRow,
     PeakTable,
+    Plan,
     ProofReport,
     Record,
     RunReport,
     StepRecord,
+    Treatment,
     from_json,
     to_json,
 )
@@ -95,6 +97,20 @@ EXAMPLES = {
     "proof of nothing": replace(PROOF, proof_class="none", worst=None, per_parameter=(), noise_floor=None),
     "evaluation": EVALUATION,
     "run": RUN,
+    "plan": Plan(
+        treatments=(
+            Treatment(unit="layers.0", kind="checkpoint"),
+            Treatment(unit="tower", kind="chunk", arguments={"chunk_size": 2}),
+        ),
+        budget_bytes=5,
+        predicted_peak_bytes=4,
+        resident_bytes=2,
+        baseline_peak_bytes=9,
+        predicted_cost=0.25,
+        proof_class="ROUNDING",
+        method="predicted",
+        notes=("layers.1 is left",),
+    ),
     "peaks": PeakTable(system="semcom", setting="base", rows=(PEAK, replace(PEAK, max_rel_grad_diff=None))),
 }
 

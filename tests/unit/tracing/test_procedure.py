@@ -176,7 +176,7 @@ def test_a_scaler_from_scale_to_update(model):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
         loss = scaler.scale(loss_of(model))
-        assert trace._flow.scaled
+        assert trace._flow.scaled_losses
         loss.backward()
         assert listener.backwards[0].scaled
         scaler.unscale_(optimizer)
@@ -185,7 +185,7 @@ def test_a_scaler_from_scale_to_update(model):
         line = here() + 1
         scaler.update()
         assert [at.number for at in listener.scaler_updates] == [line]
-        assert not trace._flow.scaled and not trace.use_of(optimizer).unscaled
+        assert not trace.use_of(optimizer).unscaled
         (update,) = listener.updates
         assert (update.skipped, update.use.scaled) == (False, True)
 
@@ -208,7 +208,7 @@ def test_a_scaler_that_is_switched_off_says_nothing(model):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         scaler.scale(loss_of(model)).backward()
-        assert not trace._flow.scaled
+        assert not trace._flow.scaled_losses
         scaler.step(optimizer)
         scaler.update()
         assert listener.scaler_updates == [] and not listener.updates[0].skipped and not listener.updates[0].use.scaled

@@ -219,12 +219,13 @@ def build_workload(row: Row, setting: Setting, florence: Florence2ForConditional
     optimizer = torch.optim.AdamW(parameters, lr=1e-4)
     batch = random_batch(row, setting, florence, model)
 
-    def train() -> None:
+    def train() -> Tensor:
         loss = step(batch)
         if loss.requires_grad:  # nothing does where everything is under no_grad
             loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
 
     inputs = [batch.labels, batch.snr_db, batch.features if row.cached else batch.pixels]
     return Workload(step=train, model=model, optimizers=(optimizer,), inputs=inputs)
@@ -242,7 +243,7 @@ def build_step(
     if not row.frozen:
         florence.requires_grad_(True)
         parameters += florence.parameters()
-    if memory.checkpoint == "all":
+    if memory.recomputes_all:
         checkpoint_(model.receiver.language_model, ["encoder.layers.*", "decoder.layers.*"])
 
     def loss(batch: Batch) -> Tensor:

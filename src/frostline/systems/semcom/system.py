@@ -90,7 +90,7 @@ class SemcomSystem:
         ).to(group.device)
         self.source = self.open_source("train")
         self.cache = self._new_cache()
-        if config.memory.checkpoint == "all":
+        if config.memory.recomputes_all:
             checkpoint_(self.model.receiver.language_model, ["encoder.layers.*", "decoder.layers.*"])
         self.phases: tuple[Phase, ...] = ()
         if trainable_parameters(self.model):
@@ -197,13 +197,14 @@ class SemcomSystem:
         if self.cache is not None:
             batch = replace(batch, features=self.model.features_of(batch), pixels=None)
 
-        def step() -> None:
+        def step() -> Tensor:
             with phase.autocast():
                 loss = self.model.loss(batch)
             loss.total.backward()
             for optimizer in phase.optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
+            return loss.total.detach()
 
         tensors = [batch.labels, batch.snr_db, batch.pixels if batch.features is None else batch.features]
         return Workload(step=step, model=self.model, optimizers=phase.optimizers, inputs=tensors)

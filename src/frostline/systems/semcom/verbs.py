@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from frostline.errors import ConfigError
-from frostline.memory import estimate
+from frostline.memory import Workload, estimate
 from frostline.records import EvaluationReport, MemoryReport, PeakTable
 from frostline.systems.semcom import peak_table as tables
 from frostline.systems.semcom import study
@@ -26,8 +30,10 @@ def build(config: SemcomConfig, group: Group, directory: Path | None) -> SemcomS
     return SemcomSystem(config, group, directory=directory)
 
 
-def estimate_step(config: SemcomConfig) -> MemoryReport:
-    """One training step on fake tensors: no weights, no pictures, no GPU.
+def blueprint(
+    config: SemcomConfig,
+) -> tuple[Callable[[], nn.Module], Callable[[Any], Workload]]:
+    """How to build the frozen model, and a training step round it, from shapes alone.
 
     Raises:
         ConfigError: Nothing trains, or the model's shapes are not known.
@@ -36,7 +42,16 @@ def estimate_step(config: SemcomConfig) -> MemoryReport:
         raise ConfigError("the system has 0 trainable parameters: there is no training step to measure")
     setting = _setting(config, _ANSWER_TOKENS)
     row = Row(name="frostline", memory=config.memory)
-    report = estimate(lambda: build_florence(row, setting), lambda florence: build_workload(row, setting, florence))
+    return partial(build_florence, row, setting), partial(build_workload, row, setting)
+
+
+def estimate_step(config: SemcomConfig) -> MemoryReport:
+    """One training step on fake tensors: no weights, no pictures, no GPU.
+
+    Raises:
+        ConfigError: Nothing trains, or the model's shapes are not known.
+    """
+    report = estimate(*blueprint(config))
     return replace(report, not_seen=(*report.not_seen, f"answers longer than {_ANSWER_TOKENS} tokens"))
 
 
