@@ -53,7 +53,7 @@ def test_any_of_a_findings_lines_will_do(place):
 
 def test_by_code(place):
     accepted = accept(finding(place(5)), check_codes(["fl104"]))
-    assert accepted.accepted == "accepted by code"
+    assert accepted.accepted == "accepted by --accept"
     assert accept(finding(place(5)), check_codes(["FL101"])).accepted == ""
 
 

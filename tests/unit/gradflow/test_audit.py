@@ -293,7 +293,7 @@ def test_accepting_by_code_leaves_the_finding_and_clears_the_fault(model, optimi
     step, _ = cut(model, optimizer)
     report = audit(step, model, optimizer, accept=("FL104",))
     assert report.faults == ()
-    assert [finding.accepted for finding in report.findings if finding.code == "FL104"] == ["accepted by code"]
+    assert [finding.accepted for finding in report.findings if finding.code == "FL104"] == ["accepted by --accept"]
 
 
 def test_terms_are_named_by_variables_or_by_the_user(model, optimizer):
