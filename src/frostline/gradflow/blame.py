@@ -10,7 +10,12 @@ from torch import Tensor
 
 from frostline.tracing import Backward, Event, Root, has_no_derivative
 
-VanishingKind = Literal["no derivative", "cancelled", "one element", "constant zero", "other"]
+VanishingKind = Literal["no derivative", "cancelled", "one element", "constant zero", "saturated", "other"]
+_FLAT_IN_PLACES = frozenset(
+    """
+    clamp clip clamp_ clip_ clamp_min clamp_max relu relu_ relu6 threshold hardtanh hardtanh_ hardsigmoid
+    """.split()
+)
 _PRODUCTS = ("mul", "mul_", "__rmul__", "__mul__", "matmul", "mm", "bmm", "einsum")
 Trouble = Literal["zero", "nonfinite", "none"]
 
@@ -86,7 +91,7 @@ class Vanishing:
         events: The operators in whose backward it happens, the ones nearest to the loss first.
         kind: ``no derivative``: the operator is flat; ``cancelled``: gradients of several uses add up to zero;
             ``one element``: a softmax over a single element; ``constant zero``: a product with a zero that nothing
-            moves; ``other``: it depends on the values.
+            moves; ``saturated``: every element lies where the operator is flat; ``other``: it depends on the values.
     """
 
     events: tuple[Event, ...]
@@ -140,6 +145,8 @@ def _kind(suspects: list[Event], users: dict[int, int], bit: int) -> VanishingKi
     products = [event for event in suspects if event.op.rpartition(".")[2] in _PRODUCTS]
     if products and len(products) == len(suspects) and all(len(event.sources) == 1 for event in products):
         return "constant zero"
+    if suspects and all(event.op.rpartition(".")[2] in _FLAT_IN_PLACES for event in suspects):
+        return "saturated"
     return "other"
 
 

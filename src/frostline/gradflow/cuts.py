@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from frostline.gradflow.blame import Cut, Vanishing, cause_of, find_cut, find_vanishing
+from frostline.gradflow.blame import Cut, Vanishing, VanishingKind, cause_of, find_cut, find_vanishing
 from frostline.gradflow.names import describe
 from frostline.gradflow.rule import Rule, place, place_of, write
 from frostline.gradflow.step import Step
@@ -193,7 +193,7 @@ class Cuts(Rule):
     def _zeros(self) -> Iterator[Finding]:
         groups: dict[tuple[str, tuple[Place, ...]], list[int]] = defaultdict(list)
         for number, vanishing in self._zero.items():
-            code = {"no derivative": "FL114", "constant zero": "FL211", "other": ""}.get(vanishing.kind, "FL115")
+            code = _ZEROS[vanishing.kind]
             if self._nonzero >> number & 1 or not code or (code == "FL211" and number not in self._moved_in):
                 continue
             places = tuple(p for e in vanishing.events[:_MOST] if (p := place_of("vanishes", e)))
@@ -201,11 +201,14 @@ class Cuts(Rule):
         for (code, places), numbers in groups.items():
             self.explained |= sum(1 << number for number in numbers)
             names = self.leaf_names(numbers)
+            saturated = all(self._zero[number].kind == "saturated" for number in numbers)
             why = {
                 "FL114": "gets a gradient of exactly 0: an operator without derivative",
                 "FL115": "gets a gradient of exactly 0: its paths cancel",
                 "FL211": "gets a gradient of exactly 0, and moves all the same",
             }[code]
+            why = "gets a gradient of exactly 0: every element lies where the operator is flat" if saturated else why
+            noted = saturated or (code == "FL211" and self._is_weighted_by_zero(numbers))
             steps = (place("step", use.steps_at) for use in self.session.procedure.optimizers.values())
             yield write(
                 code,
@@ -213,7 +216,7 @@ class Cuts(Rule):
                 [*places, *(steps if code == "FL211" else ())],
                 evidence=f"grad 0 in {_steps(max(self._num_steps[n] for n in numbers))}",
                 parameters=names,
-                level="note" if code == "FL211" and self._is_weighted_by_zero(numbers) else None,
+                level="note" if noted else None,
             )
 
     def _is_weighted_by_zero(self, numbers: list[int]) -> bool:
@@ -244,6 +247,15 @@ def _users(step: Step, event: Event) -> list[Event]:
     users = (user for user in step.ancestors if user.step == step.index)
     return [user for user in users if any(source.event is event for source in user.sources)][:1]
 
+
+_ZEROS: dict[VanishingKind, str] = {
+    "no derivative": "FL114",
+    "saturated": "FL114",
+    "cancelled": "FL115",
+    "one element": "FL115",
+    "constant zero": "FL211",
+    "other": "",
+}
 
 _SWITCHES = {
     "no_grad": "torch.no_grad()",

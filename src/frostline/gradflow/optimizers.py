@@ -50,6 +50,7 @@ class Optimizers(Rule):
         self._moved_unread: set[int] = set()
         self._uncleared: dict[int, tuple[Backward, Update]] = {}
         self._leaked: dict[int, tuple[Backward, Update]] = {}
+        self._leaks_seen: dict[int, Step] = {}
         self._idle: dict[int, list[tuple[str, Update, Clearing | None]]] = defaultdict(list)
         self._working: set[int] = set()
         self._touched: dict[int, set[int]] = defaultdict(set)
@@ -72,6 +73,7 @@ class Optimizers(Rule):
                     self._uncleared.setdefault(number, (backward, update))
                 elif backward.step != session.step.index and backward.line not in lines and session.step.backwards:
                     self._leaked.setdefault(number, (backward, update))
+                    self._leaks_seen.setdefault(number, session.step)
 
     def observe(self, step: Step) -> None:
         """Note what was used, what moved, and which updates could do nothing."""
@@ -271,7 +273,14 @@ class Optimizers(Rule):
             for (backward_line, update_line), numbers in groups.items():
                 names = self.leaf_names(numbers)
                 places = [place("backward", backward_line, "adds to its gradient"), place("step", update_line)]
-                yield write(code, f"{describe(names)} {text}", places, parameters=names)
+                shared = code == "FL113" and all(map(self._is_shared, numbers))
+                yield write(
+                    code, f"{describe(names)} {text}", places, parameters=names, level="note" if shared else None
+                )
+
+    def _is_shared(self, number: int) -> bool:
+        """Whether other optimizers step on the same loss: an encoder of several heads may be meant to follow all."""
+        return len({id(update.use) for update in self._leaks_seen[number].updates}) > 1
 
     def _motion(self, held: dict[int, list[Optimizer]]) -> Iterator[Finding]:
         for optimizer, reasons in self._idle.items():

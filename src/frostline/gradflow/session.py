@@ -83,6 +83,7 @@ class Session:
         self._enough = enough
         self._by_hand: dict[Line | None, OptimizerUse] = {}
         self._begun = self._any_forward = False
+        self._reads: dict[int, int] = {}
         self._scaler_updates: list[tuple[int, Line | None]] = []
         self.rules: list[Rule] = []
 
@@ -170,6 +171,7 @@ class Session:
         """It has gone backward, or raised."""
         for number in self.leaves.members(backward.arrived if backward.accumulates else 0):
             self.contributions.setdefault(number, []).append(backward)
+            self._reads[number] = self.flow.notes.num_reads[number]
 
     def updated(self, update: Update) -> None:
         """An optimizer has stepped, or a scaler skipped it; what is computed from now on is the next step's."""
@@ -209,6 +211,8 @@ class Session:
             if number >= 0:
                 numbers |= 1 << number
                 contributions = self.contributions.pop(number, ())
+                if self.flow.notes.num_reads[number] > self._reads.get(number, 0):
+                    continue  # the program took the gradient itself, as those do that weigh several against each other
                 unread = [backward for backward in contributions if not self._was_consumed(number, backward)]
                 discarded |= bool(unread) << number
                 lines |= {backward.line for backward in unread}
@@ -220,10 +224,11 @@ class Session:
         """Tensors were clipped in place; gradients among them count."""
         pointers = {gradient.data_ptr() for gradient in gradients if has_values(gradient)}
         numbers = 0
-        for number, leaf in enumerate(self.leaves.all):
-            gradient = leaf.tensor.grad
-            if gradient is not None and has_values(gradient) and gradient.data_ptr() in pointers:
-                numbers |= 1 << number
+        with self.unseen():
+            for number, leaf in enumerate(self.leaves.all):
+                gradient = leaf.tensor.grad
+                if gradient is not None and has_values(gradient) and gradient.data_ptr() in pointers:
+                    numbers |= 1 << number
         if not numbers:
             return
         holders = [use for use in self.procedure.optimizers.values() if self._holds(use.optimizer, numbers)]

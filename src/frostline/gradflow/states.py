@@ -71,8 +71,14 @@ class States(Rule):
         for name, norm in norms:
             if _statistics(norm) & changed and parts.is_frozen(norm):
                 self._moving[self._mode_places(norm, step)].add(name)
+        normalized = self.session.flow.notes.normalized
+        for name, module in self.names.modules():
+            own = {id(buffer) for buffer in module.buffers(recurse=False)} & changed & normalized.keys()
+            if own and not isinstance(module, _NormBase) and parts.is_frozen(module):
+                line = place("forward", normalized[min(own)], "batch_norm(training=True)")
+                self._moving[(line,) if line else ()].add(name)
         known = {id(self.leaves.all[n].tensor) for update in step.updates for n in update.moved}
-        statistics = {key for _, norm in norms for key in _statistics(norm)}
+        statistics = {key for _, norm in norms for key in _statistics(norm)} | normalized.keys()
         for key in changed - known - statistics:
             name = self.names.tensor(self._values[key][0])
             if name and self.intent.should_stay(name) and self._values[key][0].is_floating_point():

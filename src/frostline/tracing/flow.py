@@ -9,6 +9,7 @@ from weakref import ref
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.module import (
     _global_forward_hooks_with_kwargs,
@@ -43,6 +44,7 @@ from frostline.tracing.operators import (
     is_sum,
     is_update,
     name_of,
+    running_statistics,
 )
 from frostline.tracing.patches import unwarned, wrapped
 from frostline.tracing.stack import apply_line, checkpoint_line, is_called_by_torch, locate
@@ -212,6 +214,8 @@ class FlowTrace(TorchFunctionMode):
             return func(*args, **kwargs)
         if func in REQUIRES_GRAD:
             return self._require_grad(func, args, kwargs)
+        if func is F.batch_norm and not is_called_by_torch(4):  # two frames are of its own dispatch
+            self.notes.normalizes(running_statistics(args, kwargs))
         sources = self._sources(tensors)
         in_place = is_in_place(func)
         if not sources and not in_place:

@@ -50,6 +50,7 @@ class Notes:
         constants: Tensors of a trainable tensor's shape that nothing trainable influences, and where they were read.
         hooked: Whether the program has hooks on tensors.
         originals: By id of a parameter: what it was before the program first wrote to it; None where nobody asks.
+        normalized: By id of running statistics: the line that called a functional batch norm in training mode on them.
         unpinned: Lines that ask for an asynchronous copy from memory that is not pinned.
     """
 
@@ -63,6 +64,7 @@ class Notes:
         self.chains: Counter[Line] = Counter()
         self.saved_inputs: dict[Line, int] = {}
         self.constants: list[tuple[Tensor, Line]] = []
+        self.normalized: dict[int, Line | None] = {}
         self.unpinned: set[Line] = set()
         self.hooked = False
         self.originals: dict[int, tuple[nn.Parameter, Tensor]] | None = None
@@ -119,6 +121,11 @@ class Notes:
         storage = storage_of(alias)
         if isinstance(parameter, nn.Parameter) and storage is not None:
             self._aliases[storage._cdata] = parameter
+
+    def normalizes(self, statistics: tuple[Tensor, ...]) -> None:
+        """A functional batch norm is about to update running statistics."""
+        line = locate().line
+        self.normalized.update((id(tensor), line) for tensor in statistics)
 
     def copied(self, out: Any, source: Any) -> None:
         """The program asked for an asynchronous copy."""

@@ -173,6 +173,14 @@ def keeps_needless_input(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     return False
 
 
+def running_statistics(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
+    """What a call of `F.batch_norm` is to update: nothing in eval mode."""
+    if not kwargs.get("training", args[5] if len(args) > 5 else False):
+        return ()
+    given = (*args[1:3], kwargs.get("running_mean"), kwargs.get("running_var"))
+    return tuple(tensor for tensor in given if isinstance(tensor, Tensor))
+
+
 _SOFTMAXES = frozenset({F.softmax, F.log_softmax, torch.softmax, torch.log_softmax, Tensor.softmax, Tensor.log_softmax})
 
 

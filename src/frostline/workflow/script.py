@@ -9,20 +9,21 @@ import os
 import random
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType, TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import numpy as np
 import torch
 
 import frostline
 from frostline.errors import ConfigError, FrostlineError
-from frostline.where import is_library
+from frostline.where import is_library, user_frame
 
 _PACKAGE = str(Path(frostline.__file__).parent)
 _TORCH_STATE: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
@@ -84,7 +85,7 @@ def run_script(
         ConfigError: There is no such script or module, or it is not Python.
         BrokenPipeError: Nobody reads what it prints any more.
     """
-    with _same_interpreter(), _same_settings():
+    with _same_interpreter(), _same_settings(), _warnings_at_its_lines():
         sys.argv[:] = [str(path), *arguments]
         folder = str(Path.cwd() if module else Path(path).resolve().parent)
         with _imports_from(folder), _stdout_on_stderr() if quiet else nullcontext():
@@ -214,6 +215,35 @@ def _same_interpreter() -> Iterator[None]:
         if os.environ != environment:
             os.environ.clear()
             os.environ.update(environment)
+
+
+@contextmanager
+def _warnings_at_its_lines() -> Iterator[None]:
+    """Show what torch warns of at the script's line, once, where an instrument stands between the two."""
+    original, shown = warnings.showwarning, set()
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        frame = user_frame() if filename.startswith(_PACKAGE) else None
+        if frame is not None:
+            filename, lineno = frame.f_code.co_filename, frame.f_lineno
+            key = str(message), category, filename, lineno
+            if key in shown:
+                return
+            shown.add(key)
+        original(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = original
 
 
 @contextmanager

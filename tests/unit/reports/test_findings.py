@@ -81,7 +81,7 @@ def test_the_verdict_counts_and_says_where_to_read_on():
     assert lines_of(report(finding("FL501", "cost"), num_steps=1))[-1] == (
         "no faults, 1 cost in 1 step (0.50 s): see docs/rules/FL501.md"
     )
-    assert lines_of(report(finding("FL503", "note"), num_steps=0))[-1] == "no faults, 1 note in no steps (0.50 s)"
+    assert lines_of(report(finding("FL503", "note"), num_steps=0))[-1] == "nothing was audited: no optimizer stepped"
     assert lines_of(report(finding(accepted="why")))[-1] == "no faults, 1 accepted in 3 steps (0.50 s)"
 
 
@@ -98,7 +98,7 @@ def test_phases_roles_and_what_was_not_examined():
         ModuleRole(module="net.2d", role="trainable", cacheable=False, why="it trains"),
     ]
     text = shown(report(phases=(phase,), roles=tuple(roles), not_examined=("values",)))
-    assert "phase  Adam after a.py:3: 2 steps, 1 backward, 1 update skipped; gradients reach 4 of 5" in text
+    assert "phase  Adam after a.py:3; 2 steps, 1 backward, 1 update skipped; gradients reach 4 of 5" in text
     rows = [line.split() for line in text.splitlines() if line.startswith("net.")]
     assert rows == [
         ["net.layers.*.norm", "(12)", "downstream", "no", "it", "moves"],
@@ -116,7 +116,7 @@ def test_a_table_of_terms_names_as_many_parts_as_there_is_room_for():
     text = shown(report(terms=(flow("fit", head=2, tail=0), flow("size", tail=1))))
     rows = [line.split() for line in text.splitlines() if "a.py:1" in line or "loss term" in line]
     assert rows == [
-        ["loss", "term", "trains", "at", "head", "tail"],
+        ["loss", "term:", "tensors", "reached", "at", "head", "tail"],
         ["fit", "a.py:1", "2", "-"],
         ["size", "a.py:1", "-", "1"],
     ]
@@ -124,7 +124,7 @@ def test_a_table_of_terms_names_as_many_parts_as_there_is_room_for():
     text = shown(report(terms=(flow("fit", **many), flow("size", net_encoder_0=2))))
     rows = [line.split() for line in text.splitlines() if "a.py:1" in line or "loss term" in line]
     assert rows == [
-        ["loss", "term", "trains", "at", "net.encoder", "net.decoder"],
+        ["loss", "term:", "tensors", "reached", "at", "net.encoder", "net.decoder"],
         ["fit", "a.py:1", "10", "4"],
         ["size", "a.py:1", "2", "-"],
     ]

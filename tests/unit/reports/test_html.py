@@ -36,6 +36,7 @@ from frostline.reports.html import render_html
 from frostline.reports.html.charts import Frame, nice_ticks, span
 from frostline.reports.html.limits import thinned
 from frostline.reports.html.page import MAX_PAGE_BYTES
+from frostline.reports.html.timeline import CATEGORY_STYLES, timeline_chart
 from frostline.reports.html.treemap import HEIGHT, WIDTH, squarify, treemap
 from frostline.units import MIB
 
@@ -123,6 +124,12 @@ MEMORY = MemoryReport(
     allocator=AllocatorCounters(peak_allocated_bytes=31 * MIB, peak_reserved_bytes=40 * MIB),
     by_line={"": 10 * MIB, "train.py:12": 20 * MIB},
     saved_by={"trainable parts": 5 * MIB, "frozen parts": 10 * MIB},
+    timeline_by_category={
+        "parameters": (10 * MIB,) * 10,
+        "gradients": (0,) * 10,
+        "saved for backward": tuple(15 * (at == 7) * MIB + at for at in range(10)),
+        "temporaries": tuple(5 * (at == 7) * MIB for at in range(10)),
+    },
 )
 PLACE = Place(role="cut", path="nowhere/train.py", line=3, text="linear")
 FINDING = Finding(
@@ -222,8 +229,22 @@ SCORES = EvaluationReport(
 RECORDS: dict[type, Record] = {type(r): r for r in (AUDIT, MEMORY, PLAN, PEAKS, PROOF, RUN, STEP, SCORES)}
 EMPTY = {
     "audit": replace(AUDIT, findings=(), phases=(), roles=(), terms=(), not_examined=(), num_steps=0),
-    "memory": replace(MEMORY, peak_bytes=0, by_category={}, by_module={}, timeline=(), by_line={}, saved_by={}),
-    "memory of zeros": replace(MEMORY, by_module={"a": 0}, timeline=(LivePoint(event=0, live_bytes=0),) * 2),
+    "memory": replace(
+        MEMORY,
+        peak_bytes=0,
+        by_category={},
+        by_module={},
+        timeline=(),
+        by_line={},
+        saved_by={},
+        timeline_by_category={},
+    ),
+    "memory of zeros": replace(
+        MEMORY,
+        by_module={"a": 0},
+        timeline=(LivePoint(event=0, live_bytes=0),) * 2,
+        timeline_by_category={"parameters": (0, 0)},
+    ),
     "plan": replace(PLAN, treatments=(), budget_bytes=0, baseline_peak_bytes=0, predicted_peak_bytes=0, notes=()),
     "peaks": replace(PEAKS, rows=()),
     "proof": ProofReport(proof_class="none", worst=None, per_parameter=(), noise_floor=None, loss_difference=0.0),
@@ -370,6 +391,7 @@ def large() -> list[Record]:
             by_module={name: MIB + i for i, name in enumerate(names)},
             by_line={f"{name}.py:1": MIB + i for i, name in enumerate(names)},
             timeline=tuple(LivePoint(event=i, live_bytes=i % 991 * MIB) for i in range(50_000)),
+            timeline_by_category={name: tuple(i % 991 * MIB // 7 for i in range(50_000)) for name in CATEGORY_STYLES},
             not_seen=tuple(names),
         ),
         replace(PLAN, treatments=tuple(Treatment(unit=f"m{'x' * (i % 50)}", kind=f"k{i}") for i in range(3000))),
@@ -456,6 +478,29 @@ def test_the_smallest_true_peak_leaves_out_what_trains_nothing():
 def test_shares_are_in_percent_and_other_scores_as_they_are():
     text = shown(SCORES).text
     assert "50.0 %" in text and " 20 " in text and "1,000" in text
+
+
+def test_the_timeline_stacks_categories_up_to_the_peak_under_the_budget():
+    chart = timeline_chart(MEMORY, 400, 40 * MIB)
+    bands = [(trace.legend, trace.style) for trace in chart.traces if trace.legend]
+    assert bands == [
+        ("temporaries", "area k-temporaries"),
+        ("saved for backward", "area k-saved"),
+        ("parameters", "area k-parameters"),
+    ]
+    tops = [min(int(y) for y in re.findall(r" (\d+)", trace.path)) for trace in chart.traces]
+    # 40 MiB is at 13 % from the top, 0 at the bottom: 30, 25 and 10 MiB, and the line of them all.
+    assert tops == [round(1000 - 870 * size / 40) for size in (30, 25, 10, 30)]
+    budget = next(mark for mark in chart.marks if mark.x is None)
+    assert (budget.text, budget.y) == ("budget 40.0 MiB", 13.0)
+    page = shown(MEMORY, replace(PLAN, budget_bytes=40 * MIB), names=["a/memory.json", "a/plan.json"])
+    assert "temporaries, at most 5.0 MiB" in page.text and "budget 40.0 MiB" in page.text
+
+
+def test_a_timeline_without_categories_is_split_at_what_was_there_before():
+    for other in ({}, {"parameters": (1, 2)}):
+        chart = timeline_chart(replace(MEMORY, timeline_by_category=other), 400)
+        assert [trace.legend for trace in chart.traces] == ["made by it", "there before the step", ""]
 
 
 def test_a_curve_keeps_its_extremes_and_its_peak():

@@ -3,6 +3,7 @@ import random
 import signal
 import subprocess
 import sys
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from frostline.errors import ConfigError
+from frostline.gradflow import auditing
 from frostline.workflow.script import StopScript, run_script
 
 
@@ -233,3 +235,17 @@ def test_what_cannot_be_run_is_one_error(name, content, module, message, tmp_pat
     assert "  where  " in str(raised.value) and "  do     " in str(raised.value)
     assert ("broken.py:2" in str(raised.value)) == (name == "broken.py")
     assert (list(sys.path), sys.modules["__main__"]) == before
+
+
+def test_warnings_name_the_scripts_line_once(tmp_path, monkeypatch):
+    path = script(tmp_path, "import torch\nw = torch.ones(2)\nfor _ in range(3):\n    torch.tensor(w)\n")
+    shown = []
+
+    def show(message, category, filename, lineno, *_):
+        shown.append((category, filename, lineno))
+
+    monkeypatch.setattr(warnings, "showwarning", show)
+    monkeypatch.setattr(warnings, "filters", [("always", None, UserWarning, None, 0)])
+    run_script(path, under=auditing())
+    assert shown == [(UserWarning, str(path), 4)]
+    assert warnings.showwarning is show
