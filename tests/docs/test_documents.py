@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ["README.md", "docs/audit.md", "docs/semcom.md"]
+DOCUMENTS = ["README.md", "docs/audit.md", "docs/memory.md", "docs/semcom.md"]
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize("document", [name for name in DOCUMENTS if name != "docs/memory.md"])  # it has its own test
 def test_python_in_the_documents_runs(document, capsys):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
     assert blocks
@@ -29,7 +29,7 @@ def test_commands_in_the_documents_parse(document, tmp_path, monkeypatch, capsys
     assert commands
     monkeypatch.chdir(tmp_path)
     for command in commands:
-        words = [word for word in command.partition("#")[0].split() if word != "--help"]
+        words = [word for word in re.split("[#>]", command)[0].split() if word != "--help"]
         assert main([*words, "--print-config"]) == 0, command
     assert "name: semcom" in capsys.readouterr().out
 

@@ -273,6 +273,19 @@ def test_files_for_other_viewers(tmp_path, capsys):
     assert "snapshot.pickle" in _memory_viz.trace_plot(snapshot)
 
 
+def test_a_step_is_predicted_for_cuda_where_there_is_none(capsys):
+    words = ["semcom", "--fake", "--device", "cuda", "--training.batch-size", "2"]
+    assert run("measure", *words) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("predicted peak ") and " on cuda\n" in out
+    assert "CUDA's, simulated" in out and "by the memory-efficient kernel" in out
+    assert "not seen: the CUDA context" in out and "not seen: answers longer than 32 tokens" in out
+    assert run("measure", *words, "--json") == 0
+    report = from_json(capsys.readouterr().out)
+    assert (report.method, report.device) == ("predicted", "cuda")
+    assert report.allocator.peak_reserved_bytes % 2**21 == 0
+
+
 @pytest.mark.parametrize("fake", [[], ["--fake"]])
 def test_files_of_a_system(fake, tmp_path, capsys):
     files = [tmp_path / "trace.json", tmp_path / "step.pickle"]

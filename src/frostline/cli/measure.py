@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -14,7 +14,6 @@ from frostline.cli.screen import output
 from frostline.cli.script import (
     AsModule,
     PrintSystem,
-    SystemDevice,
     TargetName,
     check_script_options,
     is_script,
@@ -27,6 +26,7 @@ from frostline.records import MemoryReport, to_json
 from frostline.reports.terminal import memory_view
 
 _FAKE = "Of a system only: predict on fake tensors, without weights, data or a GPU."
+_DEVICE = "Of a system only: auto takes a GPU where there is one; with --fake, cuda is modelled on the CPU."
 _STEPS = "Of a script only: training steps to see; the first is a warm-up if there are more. [default: 2]"
 _TRACE = "Also write the step as a Chrome trace, for ui.perfetto.dev."
 _SNAPSHOT = "Also write it as a memory snapshot with stacks, for pytorch.org/memory_viz."
@@ -38,7 +38,7 @@ def measure(
     module: AsModule = False,
     steps: Annotated[Count | None, Parameter(help=_STEPS)] = None,
     fake: Annotated[bool, Parameter(negative="", show_default=False, help=_FAKE)] = False,
-    device: SystemDevice = "auto",
+    device: Annotated[Literal["auto", "cpu", "cuda"], Parameter(help=_DEVICE)] = "auto",
     trace: Annotated[Path | None, Parameter(help=_TRACE)] = None,
     snapshot: Annotated[Path | None, Parameter(help=_SNAPSHOT)] = None,
     json: Json = False,
@@ -48,6 +48,8 @@ def measure(
 
     A system: every key of its configuration is a word, such as
     --training.batch-size 8; `frostline measure semcom --help` lists them.
+    With --fake the step is predicted; with --fake --device cuda, for a GPU
+    that need not be there.
 
     A script, unmodified: frostline measure train.py --steps 2 -- ARGS
     What follows -- is the script's. It runs until its steps are seen and is

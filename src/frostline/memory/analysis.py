@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from frostline.records import LivePoint
 from frostline.tracing import Allocation, AllocationLog
@@ -54,6 +54,20 @@ def by_category(log: AllocationLog, storages: Counter[int]) -> dict[str, int]:
     for number, num_bytes in storages.items():
         totals[category(log.allocations[number])] += num_bytes
     return totals
+
+
+def by_category_over_time(log: AllocationLog, device: str, points: Sequence[LivePoint]) -> dict[str, tuple[int, ...]]:
+    """Bytes alive at each of some points in order, by what they are, in the order of `CATEGORIES`."""
+    totals = by_category(log, alive(log, device, 0))
+    rows, seen = [], log.step_start
+    for point in points:
+        until = log.step_start + point.event
+        for number, delta in log.events[seen:until]:
+            if log.allocations[number].device == device:
+                totals[category(log.allocations[number])] += delta
+        rows.append(tuple(totals.values()))
+        seen = until
+    return dict(zip(totals, zip(*rows, strict=True), strict=True))
 
 
 def by_module(log: AllocationLog, storages: Counter[int]) -> dict[str, int]:

@@ -114,7 +114,7 @@ def _predict(
         workload = build_workload(model)
         _refuse_recurrent(workload.model, device)
         log, _ = trace_step(workload)
-    guesses = tuple(f"{text} ({count} times)" for text, count in mode.guesses.items())
+    guesses = (f"{text} ({count} times)" for text, count in mode.guesses.items())
     if cuda is not None:
         as_cuda(log)
     record_log(log, device)
@@ -122,7 +122,7 @@ def _predict(
         log,
         device,
         "predicted",
-        not_seen=guesses,
+        not_seen=(*workload.not_seen, *guesses),
         assumes=cuda.assumptions() if cuda is not None else (),
         allocator=simulate_allocator(log, device) if cuda is not None else None,
     )

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from frostline.memory.analysis import CATEGORIES, alive, by_category, category, describe, live_bytes, thin
+from frostline.memory.analysis import alive, by_category_over_time, category, describe, live_bytes, thin
 from frostline.tracing import Allocation, AllocationLog
 
 _NUM_POINTS, _NUM_INSTANTS = 4000, 100
@@ -149,14 +149,11 @@ def _aligned(num_bytes: int) -> int:
 
 
 def _counters(log: AllocationLog, device: str) -> Iterator[dict[str, Any]]:
-    points = {point.event for point in thin(live_bytes(log, device), _NUM_POINTS)}
-    totals = by_category(log, alive(log, device, 0))
-    for event, (number, delta) in enumerate([(-1, 0), *log.events[log.step_start :]]):
-        if number >= 0 and log.allocations[number].device == device:
-            totals[category(log.allocations[number])] += delta
-        if event in points:
-            args = {name: totals[name] for name in CATEGORIES}
-            yield {"ph": "C", "pid": 1, "name": "live bytes", "ts": event, "args": args}
+    points = thin(live_bytes(log, device), _NUM_POINTS)
+    series = by_category_over_time(log, device, points)
+    for point, sizes in zip(points, zip(*series.values(), strict=True), strict=True):
+        args = dict(zip(series, sizes, strict=True))
+        yield {"ph": "C", "pid": 1, "name": "live bytes", "ts": point.event, "args": args}
 
 
 def _instants(log: AllocationLog, device: str) -> Iterator[dict[str, Any]]:

@@ -25,12 +25,14 @@ class Workload:
         model: Its modules name the places in the report.
         optimizers: All that the step steps.
         inputs: Any pytree of the tensors the step is given.
+        not_seen: What a prediction from this step does not count, beside what none does; lines of the report.
     """
 
     step: Callable[[], object]
     model: nn.Module
     optimizers: tuple[torch.optim.Optimizer, ...] = ()
     inputs: object = ()
+    not_seen: tuple[str, ...] = ()
 
 
 def measure(

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Literal
 
-from frostline.memory.analysis import alive, by_category, by_line, by_module, describe, live_bytes, saved_by, thin
+from frostline.memory.analysis import (
+    alive,
+    by_category,
+    by_category_over_time,
+    by_line,
+    by_module,
+    describe,
+    live_bytes,
+    saved_by,
+    thin,
+)
 from frostline.records import AllocatorCounters, MemoryReport
 from frostline.tracing import AllocationLog
 
@@ -43,6 +53,7 @@ def build_report(
     live = live_bytes(log, device)
     peak_bytes = max(live)
     num_events = live.index(peak_bytes)
+    timeline = thin(live)
     at_peak = alive(log, device, num_events)
     culprit = log.allocations[log.events[log.step_start + num_events - 1][0]] if num_events else None
     always = (_KERNELS,) if device != "cuda" else CUDA_NOT_SEEN if method == "predicted" else (_KERNELS, _CUDA)
@@ -53,7 +64,7 @@ def build_report(
         by_module=by_module(log, at_peak - alive(log, device, 0)),
         peak_at=describe(culprit) if culprit else "before the step",
         peak_line=culprit.line if culprit else "",
-        timeline=thin(live),
+        timeline=timeline,
         method=method,
         device=device,
         num_ops=log.num_ops,
@@ -63,4 +74,5 @@ def build_report(
         saved_by=saved_by(log, at_peak),
         covers=covers,
         assumes=assumes,
+        timeline_by_category=by_category_over_time(log, device, timeline),
     )

@@ -47,6 +47,8 @@ class MemoryReport:
             (a module all of whose parameters are frozen; one without parameters counts with the one around it).
         covers: Which part of the run this is about.
         assumes: What a prediction takes for granted, such as the kernels of a device that was not there.
+        timeline_by_category: For every category of `by_category` its bytes at each point of `timeline`; they sum to
+            the point's.
     """
 
     peak_bytes: int
@@ -65,3 +67,4 @@ class MemoryReport:
     saved_by: dict[str, int] = field(default_factory=dict)
     covers: str = "one step"
     assumes: tuple[str, ...] = ()
+    timeline_by_category: dict[str, tuple[int, ...]] = field(default_factory=dict)

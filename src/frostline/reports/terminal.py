@@ -163,7 +163,7 @@ def memory_view(report: MemoryReport) -> RenderableType:
         for part, part_bytes in report.saved_by.items() if name == "saved for backward" else ():
             kinds.add_row(f"  by {part}", format_mib(part_bytes), "", style="dim")
     tables = [kinds, _largest("made by the step, by module", report.by_module)]
-    if report.by_line:
+    if any(report.by_line):
         named = {line or "before the step, or none of yours": num_bytes for line, num_bytes in report.by_line.items()}
         tables.append(_largest("alive at the peak, by your line", named))
     assumed = [Text(f"  assumes: {what}", style="dim") for what in report.assumes]

@@ -120,6 +120,11 @@ def test_a_guessed_value_is_reported():
     assert any("guessed as 1.0, at test_estimate.py:" in line and "(2 times)" in line for line in report.not_seen)
 
 
+def test_what_a_workload_leaves_out_is_reported():
+    report = estimate(mlp, lambda model: Workload(step=lambda: None, model=model, not_seen=("long answers",)))
+    assert "long answers" in report.not_seen
+
+
 def test_an_lstm_is_refused_by_name():
     with pytest.raises(StepError) as raised:
         estimate(
@@ -141,12 +146,13 @@ def test_a_size_that_depends_on_values_is_refused_by_operator():
 
 def test_a_bound_takes_the_place_of_values():
     def build_workload(model):
-        x = torch.randn(4, 32)
-        return Workload(step=lambda: model(x)[x > 0].sum().backward(), model=model, inputs=x)
+        x = torch.randn(1000, 32)
+        return Workload(step=lambda: x[x > 0], model=model, inputs=x)
 
-    report = estimate(mlp, build_workload, bound=4 * 32)
-    assert any("returns, taken as 128, at test_estimate.py:" in line for line in report.not_seen)
-    assert report.peak_bytes > estimate(mlp, build_workload, bound=1).peak_bytes
+    report = estimate(mlp, build_workload, bound=1000 * 32)
+    assert any("returns, taken as 32000, at test_estimate.py:" in line for line in report.not_seen)
+    fewer = estimate(mlp, build_workload, bound=10_000)
+    assert report.peak_bytes - fewer.peak_bytes == 22_000 * 4
     with pytest.raises(StepError, match="give bound=N, the most entries it returns, or measure a real step"):
         estimate(mlp, build_workload)
 

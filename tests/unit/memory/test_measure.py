@@ -83,6 +83,30 @@ def test_the_report_says_what_the_bytes_are():
     assert max(point.live_bytes for point in report.timeline) == report.peak_bytes
 
 
+def test_the_timeline_says_what_the_bytes_are_at_every_point():
+    model, x = mlp(), torch.randn(128, 64)
+    step, optimizer = trainer(model, x)
+    report = measure(step, model, optimizers=[optimizer], inputs=x)
+    series = report.timeline_by_category
+    assert tuple(series) == CATEGORIES
+    live = [point.live_bytes for point in report.timeline]
+    assert [sum(at_point) for at_point in zip(*series.values(), strict=True)] == live
+    peak = live.index(report.peak_bytes)
+    assert {name: values[peak] for name, values in series.items()} == report.by_category
+    assert set(series["parameters"]) == {num_bytes(model.parameters())}
+    assert max(series["gradients"]) == num_bytes(model.parameters())
+    assert series["saved for backward"][0] == series["saved for backward"][-1] == 0
+
+
+def test_a_thinned_timeline_by_category_still_sums():
+    blocks = nn.Sequential(*(nn.Sequential(nn.Linear(64, 64), nn.GELU()) for _ in range(40)))
+    x = torch.randn(16, 64)
+    report = measure(lambda: blocks(x).sum().backward(), blocks, inputs=x)
+    assert 200 < len(report.timeline) <= 400 < report.timeline[-1].event
+    sums = [sum(at_point) for at_point in zip(*report.timeline_by_category.values(), strict=True)]
+    assert sums == [point.live_bytes for point in report.timeline]
+
+
 def test_gradients_that_stay_between_steps_are_resident():
     reports = {}
     for zero in ("end", "never"):

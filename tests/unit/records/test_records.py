@@ -9,18 +9,24 @@ from frostline import records
 from frostline.errors import FrostlineError
 from frostline.records import (
     AllocatorCounters,
+    AuditedPhase,
+    AuditReport,
     Curve,
     EvaluationReport,
+    Finding,
     GradientDifference,
     LivePoint,
     MemoryReport,
+    ModuleRole,
     PeakRow,
     PeakTable,
+    Place,
     Plan,
     ProofReport,
     Record,
     RunReport,
     StepRecord,
+    TermFlow,
     Treatment,
     from_json,
     to_json,
@@ -56,6 +62,28 @@ MEMORY = MemoryReport(
     num_ops=7,
     not_seen=("kernel scratch",),
     allocator=AllocatorCounters(peak_allocated_bytes=4, peak_reserved_bytes=5),
+    timeline_by_category={"parameters": (2, 2), "temporaries": (0, 1)},
+)
+AUDIT = AuditReport(
+    findings=(
+        Finding(
+            code="FL101",
+            slug="grad-cut/no_grad",
+            level="fault",
+            what="'head' learns nothing",
+            places=(Place(role="cut", path="train.py", line=3, text="linear"),),
+            parameters=("head.weight",),
+            num_bytes=5,
+        ),
+    ),
+    phases=(AuditedPhase(name="Adam", num_steps=3, num_backwards=6, num_skipped=1, num_parameters=8, num_reached=4),),
+    roles=(ModuleRole(module="net.0", role="upstream", cacheable=True, why="frozen"),),
+    terms=(TermFlow(term="caption", line="train.py:9", modules={"head": 0}),),
+    not_examined=("numpy",),
+    num_steps=3,
+    wall_seconds=0.5,
+    method="fake",
+    unused_comments=("train.py:2",),
 )
 MISSING = GradientDifference(name="w", equal=False, max_relative=math.inf, cosine=0.0)
 PROOF = ProofReport(
@@ -90,6 +118,8 @@ PEAK = PeakRow(
     step_seconds_ratio=None,
 )
 EXAMPLES = {
+    "audit": AUDIT,
+    "audit of nothing": replace(AUDIT, findings=(), phases=(), roles=(), terms=(), unused_comments=()),
     "step": replace(FINITE_STEP, terms={"power": -math.inf}),
     "memory": MEMORY,
     "memory without allocator": replace(MEMORY, allocator=None, timeline=()),

@@ -35,12 +35,14 @@ class Trace:
         style: Its CSS classes.
         path: SVG path data in a box of 1000 by 1000.
         dots: Places of single points in percent, each with what it says when pointed at.
+        legend: What it is called below the chart; nothing where it is not listed there.
     """
 
     name: str
     style: str
     path: str
     dots: tuple[tuple[float, float, str], ...] = ()
+    legend: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,21 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from frostline.records import MemoryReport
-from frostline.reports.html.charts import Chart, Frame, Mark, Tick, Trace, byte_ticks
-from frostline.reports.html.limits import Limits, thinned
+from frostline.reports.html.charts import Chart
+from frostline.reports.html.limits import Limits
 from frostline.reports.html.section import Bar, Figure, Section, joined, percent
+from frostline.reports.html.timeline import CATEGORY_STYLES, timeline_chart
 from frostline.reports.html.treemap import HEIGHT, Tile, treemap
 from frostline.units import format_bytes, format_mib
 
-_STYLES = {
-    "parameters": "k-parameters",
-    "gradients": "k-gradients",
-    "optimizer state": "k-optimizer",
-    "buffers": "k-buffers",
-    "inputs": "k-inputs",
-    "saved for backward": "k-saved",
-    "temporaries": "k-temporaries",
-}
 _NO_LINE = "before the step, or none of yours"
 
 
@@ -52,7 +44,7 @@ def memory_section(report: MemoryReport, limits: Limits, budget_bytes: int = 0) 
     view = MemoryView(
         report=report,
         facts=_facts(report, budget_bytes),
-        timeline=_timeline(report, limits, budget_bytes),
+        timeline=timeline_chart(report, limits.num_points, budget_bytes),
         categories=_categories(report),
         tiles=tuple(tiles),
         tiles_height=HEIGHT,
@@ -88,41 +80,6 @@ def _facts(report: MemoryReport, budget_bytes: int) -> dict[str, str]:
     return {name: text for name, text in facts.items() if text}
 
 
-def _timeline(report: MemoryReport, limits: Limits, budget_bytes: int) -> Chart | None:
-    """Live bytes over the step, above what was there before; the peak and the budget are marked."""
-    whole = [(float(point.event), float(point.live_bytes)) for point in report.timeline]
-    if len(whole) < 2:
-        return None
-    top = max(range(len(whole)), key=lambda at: whole[at][1])
-    points = thinned(whole, limits.num_points, keep=top)
-    frame = Frame(x_low=whole[0][0], x_high=whole[-1][0], y_low=0, y_high=max(whole[top][1], budget_bytes, 1))
-    resident = [(x, min(y, report.resident_bytes)) for x, y in points]
-    floor = [(frame.x_low, 0.0), (frame.x_high, 0.0)]
-    x, y = whole[top]
-    marks = [Mark(text=f"peak {format_bytes(y)}", x=frame.x(x), y=frame.y(y), beside=budget_bytes > 0)]
-    if budget_bytes:
-        marks.append(
-            Mark(
-                text=f"budget {format_bytes(budget_bytes)}",
-                y=frame.y(budget_bytes),
-                text_x=100 if frame.x(x) < 60 else 40,
-            )
-        )
-    return Chart(
-        label=f"Bytes alive over the step, from {format_bytes(whole[0][1])} to a peak of {format_bytes(y)}"
-        + (f", budget {format_bytes(budget_bytes)}" if budget_bytes else ""),
-        traces=(
-            Trace(name="made by the step", style="area k-saved", path=frame.band(points, resident)),
-            Trace(name="there before it", style="area k-parameters", path=frame.band(resident, floor)),
-            Trace(name="all", style="line k-saved", path=frame.line(points)),
-        ),
-        x_ticks=(Tick(text="step begins", at=0), Tick(text="step ends", at=100)),
-        y_ticks=byte_ticks(frame),
-        marks=tuple(marks),
-        x_name=f"{whole[-1][0]:,.0f} allocations and releases, in order",
-    )
-
-
 def _categories(report: MemoryReport) -> tuple[Bar, ...]:
     """What is alive at the peak, and who keeps what is saved for backward."""
     bars = []
@@ -134,7 +91,7 @@ def _categories(report: MemoryReport) -> tuple[Bar, ...]:
                 text=format_mib(num_bytes),
                 share=percent(num_bytes, report.peak_bytes),
                 note=joined(kept),
-                style=_STYLES.get(name, "k-buffers"),
+                style=CATEGORY_STYLES.get(name, "k-buffers"),
             )
         )
     return tuple(bars)
