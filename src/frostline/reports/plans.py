@@ -50,8 +50,11 @@ def proof_view(report: ProofReport, plan: Plan) -> RenderableType:
     ]  # fmt: skip
     if report.noise_floor is not None:
         lines.append(Text(f"  noise floor       {report.noise_floor:.3g}"))
-    unequal = sorted((d for d in report.per_parameter if not d.equal), key=lambda d: -d.max_relative)
-    table = _table("parameter", ">max difference", ">cosine")
+    if not report.same_random_state:
+        lines.append(Text("  random numbers    the next step draws others", style="red"))
+    compared = (*report.per_parameter, *report.buffers)
+    unequal = sorted((d for d in compared if not d.equal), key=lambda d: -d.max_relative)
+    table = _table("parameter or buffer", ">max difference", ">cosine")
     for difference in unequal[:_MAX_PARAMETERS]:
         table.add_row(escape(difference.name), f"{difference.max_relative:.2e}", f"{difference.cosine:.6f}")
     return Group(*lines, *([table] if unequal else []))
