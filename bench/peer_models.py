@@ -274,7 +274,7 @@ class Captioner(nn.Module):
         return self.head_loss(hidden, florence.lm_head.weight, batch.labels)
 
 
-def florence_case(name: str = "florence-community/Florence-2-base", size: int = 768, batch_size: int = 2) -> Case:
+def florence_case(name: str = "florence-community/Florence-2-base", size: int = 384, batch_size: int = 2) -> Case:
     """Florence-2-base with real sizes, a linear codec in its middle, and 32 tokens of answer."""
     system = SemcomSystemConfig(model=name, codec="linear", symbols_per_token=32)
     setting = Setting(system=system, batch_size=batch_size, image_size=size, target_tokens=32)
