@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from frostline.errors import PlanError
 from frostline.memory import Workload
-from frostline.memory.analysis import live_bytes
+from frostline.memory.analysis import describe, live_bytes
 from frostline.memory.report import build_report
 from frostline.planner.guard import no_fakes_left, same_scalers
 from frostline.planner.installation import install_
@@ -50,6 +50,13 @@ class Run:
     def peak_bytes(self) -> int:
         """The most that was alive."""
         return max(self.live)
+
+    @property
+    def peak_at(self) -> str:
+        """The phase, module and operator that reaches the peak."""
+        num_events = self.live.index(self.peak_bytes)
+        number, _ = self.log.events[self.log.step_start + num_events - 1]
+        return describe(self.log.allocations[number]) if num_events else "before the step"
 
     def report(self) -> MemoryReport:
         """Where the bytes are at the peak."""

@@ -1,30 +1,28 @@
-"""Find a plan: measure each kind of treatment once, propose, and believe only a run of the planned step."""
+"""Plan a step: what may be done to which unit, and which of it is."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from frostline.errors import BudgetError, PlanError
+from frostline.errors import PlanError
 from frostline.memory import Workload
-from frostline.planner.profile import profile
+from frostline.planner.exploration import Exploration
 from frostline.planner.purity import impure_units, mixing_units
-from frostline.planner.running import Run, Runner
-from frostline.planner.solving import KEEP, Choices, cheapest, smallest
-from frostline.planner.treatments import WAYS, Facts
+from frostline.planner.running import Runner
+from frostline.planner.solving import KEEP
+from frostline.planner.treatments import WAYS, lean_layers
 from frostline.planner.units import find_units
 from frostline.records import Plan, ProofClass, Treatment
 from frostline.tracing import build_fake, fake_tensors
-from frostline.units import format_bytes, parse_bytes
+from frostline.units import parse_bytes
 
 Budget = int | str
 Allowed = Literal["exact", "rounding", "bounded"]
 SMALLEST = "smallest"
-_ATTEMPTS = 12
 _CLASSES: tuple[ProofClass, ...] = ("EXACT", "ROUNDING", "BOUNDED")
 
 
@@ -42,9 +40,11 @@ def plan(
 
     The step is run several times, as it is and with each kind of treatment on all units, on fake tensors: nothing is
     computed, and neither model nor optimizers change. What those runs show goes into a linear program; the step it
-    proposes is run again, and the proposal is tightened until that run fits. The predicted peak is that run's. Before
-    anything is recomputed, each unit is called twice on its real arguments: one whose forward changes a buffer, an
-    argument or an attribute, or gives something else the second time, is left as it is, and the plan's notes say so.
+    proposes is run again, and the proposal is tightened until that run fits. Where the program's own peaks are off,
+    changes of one or two units are tried as well. The predicted peak is always that of a run.
+
+    Before anything is recomputed, each unit is called twice on its real arguments: one whose forward changes a buffer,
+    an argument or an attribute, or gives something else the second time, is left as it is, and the plan's notes say so.
 
     Args:
         step: One whole training step, which can be repeated; see `Workload`.
@@ -53,7 +53,8 @@ def plan(
             asks for the smallest peak there is.
         optimizers: All that the step steps.
         inputs: Any pytree of the tensors the step is given.
-        units: Qualified names of the modules to decide about; the model's repeated blocks by default.
+        units: Qualified names of the modules to decide about; by default the model's repeated blocks, and beside them
+            the single frozen layers that have a lean form.
         allow: Classes of gradients that treatments may have.
 
     Returns:
@@ -76,28 +77,30 @@ def plan_workload(
 ) -> Plan:
     """`plan` for a workload; one that was built on fake tensors is planned inside their mode."""
     limit = _limit_of(budget)
-    modules = _modules(workload.model, find_units(workload.model) if units is None else units)
+    blocks = find_units(workload.model) if units is None else tuple(units)
+    layers = lean_layers(workload.model, beside=blocks) if units is None else ()
+    modules = _modules(workload.model, (*blocks, *layers))
     allowed = _allowed(allow)
-    impure = impure_units(workload, modules)
-    mixing = mixing_units(workload, modules) if "ROUNDING" in allowed else {}
+    tested = {name: module for name, module in modules.items() if name not in layers}
+    impure = impure_units(workload, tested)
+    mixing = mixing_units(workload, tested) if "ROUNDING" in allowed else {}
     with Runner(workload, modules).opened() as runner:
-        search = _Search(runner, modules, impure, mixing, allowed)
-        search.look(limit)
-        found = search.smallest() if limit == 0 else search.fitting(limit)
-    notes = (*runner.notes, *search.notes)
-    plain = search.plain
-    treatments = search.treatments(found.kinds)
+        exploration = Exploration(runner, modules, impure, mixing, frozenset(layers), allowed)
+        exploration.look(limit)
+        found = exploration.smallest() if limit == 0 else exploration.fitting(limit)
+    plain = exploration.plain
+    treatments = tuple(each for each in exploration.treatments(found.kinds) if each.kind != KEEP or each.unit in blocks)
     return Plan(
         treatments=treatments,
         budget_bytes=limit,
-        predicted_peak_bytes=found.run.peak_bytes,
+        predicted_peak_bytes=found.peak_bytes,
         resident_bytes=plain.live[0],
         baseline_peak_bytes=plain.peak_bytes,
-        predicted_cost=found.run.work / max(1, plain.work) - 1,
+        predicted_cost=found.work / max(1, plain.work) - 1,
         proof_class=_weakest(treatments),
         method=runner.method,
-        peak_at=found.run.report().peak_at,
-        notes=notes,
+        peak_at=found.peak_at,
+        notes=(*runner.notes, *exploration.notes),
     )
 
 
@@ -122,150 +125,6 @@ def plan_blueprint(
     model = build_fake(build_model, mode)
     with mode:
         return plan_workload(build_workload(model), budget=budget, allow=allow)
-
-
-@dataclass(frozen=True)
-class _Found:
-    """A choice, and the run that showed what it needs."""
-
-    kinds: tuple[str, ...]
-    run: Run
-
-
-@dataclass
-class _Search:
-    """One search over one workload."""
-
-    runner: Runner
-    modules: dict[str, nn.Module]
-    impure: dict[str, str]
-    mixing: dict[str, str]
-    allowed: tuple[ProofClass, ...]
-    notes: list[str] = field(default_factory=list)
-    _tried: dict[tuple[str, ...], Run] = field(default_factory=dict)
-
-    def look(self, limit: int) -> None:
-        """Run the plain step, and each kind of treatment on all units that can have it."""
-        self.plain = self.runner.run()
-        nothing = (KEEP,) * len(self.modules)
-        self._tried[nothing] = self.plain
-        profiles = {KEEP: profile(self.plain)}
-        kinds = [[KEEP] for _ in self.modules]
-        self.choices = Choices(profiles, tuple(map(tuple, kinds)), self.plain.work)
-        if limit and self.plain.peak_bytes <= limit:
-            return  # nothing to do, and nothing to find out
-        called = {unit for kind, unit, _ in profiles[KEEP].shape if kind == "forward"}
-        facts = self._facts(called, {unit for unit, _ in profiles[KEEP].kept})
-        for name, way in WAYS.items():
-            if way.proof_class not in self.allowed:
-                continue
-            takers = [unit for unit in facts if not way.refuses(facts[unit]) and set(way.parts) <= set(kinds[unit])]
-            choice = tuple(name if unit in takers else KEEP for unit in range(len(kinds)))
-            try:
-                shown = profile(self._run(choice)) if takers else profiles[KEEP]
-            except Exception as error:  # of the treatment: the plain step has run
-                self.notes.append(f"{name} was not considered: {type(error).__name__}: {error}".partition("\n")[0])
-                continue
-            if shown.shape != profiles[KEEP].shape:
-                self.notes.append(f"{name} changes the order of the step and was not considered")
-            elif takers:
-                profiles[name] = shown
-                for unit in takers:
-                    same = (profiles[kind].alike(shown, unit) for kind in kinds[unit])
-                    if not any(same):
-                        kinds[unit].append(name)
-        self.choices = Choices(profiles, tuple(map(tuple, kinds)), self.plain.work)
-
-    def fitting(self, limit: int) -> _Found:
-        """The least work whose run stays under a limit."""
-        target = float(limit)
-        for _ in range(_ATTEMPTS):
-            kinds = cheapest(self.choices, target)
-            if kinds is None:
-                break
-            run = self._run(kinds)
-            if run.peak_bytes <= limit:
-                return _Found(kinds, run)
-            target -= max(1, run.peak_bytes - limit)
-        found = self.smallest()
-        if found.run.peak_bytes > limit:
-            raise self._refusal(limit, found)
-        return found
-
-    def smallest(self) -> _Found:
-        """The smallest peak that a run has shown, and among the choices tried the least work for it."""
-        self._run(smallest(self.choices))
-        peak = min(run.peak_bytes for run in self._tried.values())
-        for slack in (1.0, 1.001):
-            kinds = cheapest(self.choices, peak * slack)
-            if kinds is not None:
-                self._run(kinds)
-        kinds, run = min(self._tried.items(), key=lambda item: (item[1].peak_bytes, item[1].work))
-        return _Found(kinds, run)
-
-    def treatments(self, kinds: tuple[str, ...]) -> tuple[Treatment, ...]:
-        """A choice as a plan says it."""
-        return tuple(
-            Treatment(unit=unit, kind=kind, arguments=dict(WAYS[kind].arguments or {}) if kind != KEEP else {})
-            for unit, kind in zip(self.modules, kinds, strict=True)
-        )
-
-    def _run(self, kinds: tuple[str, ...]) -> Run:
-        if kinds not in self._tried:
-            chosen = tuple(treatment for treatment in self.treatments(kinds) if treatment.kind != KEEP)
-            self._tried[kinds] = self.runner.run(chosen)
-        return self._tried[kinds]
-
-    def _facts(self, called: set[int], trained: set[int]) -> dict[int, Facts]:
-        """What is known of the units that the step calls; what keeps the others out goes into the notes."""
-        names = list(self.modules)
-        reasons = {name: self.impure[name] for unit, name in enumerate(names) if unit in called and name in self.impure}
-        told = {name: reason for name, reason in reasons.items() if names.index(name) in trained}
-        for reason in dict.fromkeys(told.values()):
-            members = [name for name, why in told.items() if why == reason]
-            self.notes.append(f"never recomputed: {_listed(members)}: {reason}")
-        idle = [name for unit, name in enumerate(names) if unit not in called]
-        if idle:
-            self.notes.append(f"not called in the step: {_listed(idle)}")
-        return {
-            unit: Facts(self.modules[name], unit in trained, reasons.get(name, ""), self.mixing.get(name, ""))
-            for unit, name in enumerate(names)
-            if unit in called
-        }
-
-    def _refusal(self, limit: int, found: _Found) -> BudgetError:
-        report = found.run.report()
-        smallest_bytes = found.run.peak_bytes
-        held = [f"{name} {format_bytes(num)}" for name, num in _largest(report.by_category)]
-        places = [f"{name} {format_bytes(num)}" for name, num in _largest(report.by_module)]
-        lines = [f"{name} {format_bytes(num)}" for name, num in _largest(report.by_line) if name]
-        text = [
-            f"no plan fits into {format_bytes(limit)}: the smallest peak of this step is"
-            f" {format_bytes(smallest_bytes)} ({smallest_bytes} bytes), and {format_bytes(self.plain.peak_bytes)}"
-            " without a plan",
-            f"  held   {', '.join(held)}",
-            f"  made   {', '.join(places) or 'nothing: it was all there before the step'}",
-            *([f"  lines  {', '.join(lines)}"] if lines else []),
-            f"  at     {report.peak_at}",
-        ]
-        return BudgetError("\n".join(text), smallest_bytes=smallest_bytes, do=_advice(report.resident_bytes, limit))
-
-
-def _advice(resident_bytes: int, limit: int) -> str:
-    if resident_bytes > limit:
-        return (
-            f"{format_bytes(resident_bytes)} are there before the step: freeze more, take a lower precision for frozen "
-            "weights, or an optimizer with less state"
-        )
-    return "give the budget that is named, or take a smaller batch: `largest_batch` finds it"
-
-
-def _largest(table: dict[str, int]) -> list[tuple[str, int]]:
-    return [item for item in sorted(table.items(), key=lambda item: -item[1])[:3] if item[1]]
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names) if len(names) <= 3 else f"{names[0]}, {names[1]} and {len(names) - 2} more"
 
 
 def _limit_of(budget: Budget) -> int:

@@ -44,53 +44,61 @@ class Choices:
         return max(0.0, extra / max(1, self.total_work)) + _TREATED
 
 
-def cheapest(choices: Choices, budget_bytes: float) -> tuple[str, ...] | None:
-    """A kind for each unit, with the least work under a budget; None where the program finds none."""
-    problem = _Problem(choices)
-    costs = np.array([*(choices.cost(unit, kind) for unit, kind in problem.columns), 0.0])
-    return problem.solve(costs, budget_bytes / MIB)
-
-
-def smallest(choices: Choices) -> tuple[str, ...]:
-    """A kind for each unit, with the smallest peak, and among those little work."""
-    problem = _Problem(choices)
-    costs = np.array([*(choices.cost(unit, kind) * 1e-3 for unit, kind in problem.columns), 1.0])
-    chosen = problem.solve(costs, math.inf)
-    assert chosen is not None, "without a limit there is always a choice"
-    return chosen
-
-
-class _Problem:
+class Program:
     """The rows of the program: one choice a unit, and one peak a segment, in MiB. The last column is the peak."""
 
     def __init__(self, choices: Choices) -> None:
-        self.columns = [(unit, kind) for unit, kinds in enumerate(choices.kinds) for kind in kinds]
-        self._place = {column: place for place, column in enumerate(self.columns)}
+        self._columns = [(unit, kind) for unit, kinds in enumerate(choices.kinds) for kind in kinds]
+        self._place = {column: place for place, column in enumerate(self._columns)}
         self._choices = choices
         plain = choices.profiles[KEEP]
         rows = [self._segment_row(number, segment) for number, segment in enumerate(plain.segments)]
         self._rows = np.array([row for row, _ in rows])
         self._limits = np.array([-constant for _, constant in rows])
+        self._costs = np.array([*(choices.cost(unit, kind) for unit, kind in self._columns), 0.0])
 
-    def solve(self, costs: NDArray[np.float64], limit: float) -> tuple[str, ...] | None:
-        num_units, num_columns = len(self._choices.kinds), len(self.columns) + 1
+    def cheapest(self, budget_bytes: float) -> tuple[str, ...] | None:
+        """A kind for each unit, with the least work under a budget; None where the program finds none."""
+        return self._solve(self._costs, budget_bytes / MIB)
+
+    def smallest(self) -> tuple[str, ...]:
+        """A kind for each unit, with the smallest peak, and among those little work."""
+        only_peak = np.array([0.0] * len(self._columns) + [1.0])
+        chosen = self._solve(self._costs * 1e-3 + only_peak, math.inf)
+        assert chosen is not None, "without a limit there is always a choice"
+        return chosen
+
+    def cost(self, kinds: tuple[str, ...]) -> float:
+        """Extra work of a choice, as a share of the plain step's."""
+        return float(self._costs @ self._chosen(kinds))
+
+    def peak_bytes(self, kinds: tuple[str, ...]) -> float:
+        """The peak of a choice, as the program sees it."""
+        return float((self._rows @ self._chosen(kinds) - self._limits).max()) * MIB
+
+    def _chosen(self, kinds: tuple[str, ...]) -> NDArray[np.float64]:
+        columns = np.zeros(len(self._columns) + 1)
+        columns[[self._place[column] for column in enumerate(kinds)]] = 1.0
+        return columns
+
+    def _solve(self, costs: NDArray[np.float64], limit: float) -> tuple[str, ...] | None:
+        num_units, num_columns = len(self._choices.kinds), len(self._columns) + 1
         one = np.zeros((num_units, num_columns))
-        for place, (unit, _) in enumerate(self.columns):
+        for place, (unit, _) in enumerate(self._columns):
             one[unit, place] = 1
         constraints = [LinearConstraint(self._rows, -np.inf, self._limits)]
         if num_units:
             constraints.append(LinearConstraint(one, 1, 1))
-        upper = np.array([1.0] * len(self.columns) + [limit])
         result = milp(
             costs,
             constraints=constraints,
-            integrality=np.array([1] * len(self.columns) + [0]),
-            bounds=Bounds(np.zeros(num_columns), upper),
+            integrality=np.array([1] * len(self._columns) + [0]),
+            bounds=Bounds(np.zeros(num_columns), np.array([1.0] * len(self._columns) + [limit])),
             options={"time_limit": _SECONDS, "mip_rel_gap": 1e-3},
         )
         if result.x is None:
             return None
-        values = {column: result.x[place] for place, column in enumerate(self.columns)}
+        values = {column: result.x[place] for place, column in enumerate(self._columns)}
         return tuple(
             max(kinds, key=lambda kind: float(values[unit, kind])) for unit, kinds in enumerate(self._choices.kinds)
         )
@@ -98,7 +106,7 @@ class _Problem:
     def _segment_row(self, number: int, plain: Segment) -> tuple[NDArray[np.float64], float]:
         """Coefficients, and the bytes that no choice changes."""
         profiles, kinds = self._choices.profiles, self._choices.kinds
-        row = np.zeros(len(self.columns) + 1)
+        row = np.zeros(len(self._columns) + 1)
         row[-1] = -1.0
         constant = 0.0
         if plain.owner < 0:

@@ -184,7 +184,6 @@ def _tensors_of(output: Any) -> list[Tensor]:
 
 
 _ATTENTION = flop_registry[torch.ops.aten._scaled_dot_product_flash_attention]
-_ATTENTION = flop_registry[torch.ops.aten._scaled_dot_product_flash_attention]
 _FORMULAS = {
     **flop_registry,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _ATTENTION,

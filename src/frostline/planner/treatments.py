@@ -1,8 +1,13 @@
-"""The table of what can be done to a unit. A new way to save memory is one more row."""
+"""The table of what can be done to a unit. A new way to save memory is one more row.
+
+A row treats one module between its forward and its backward, and changes nothing that is there before the step.
+Whatever does something else has no row: micro-batches change the step itself, recipes are written into a model, and
+frozen weights in bfloat16 need a file and a step under autocast.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -69,6 +74,18 @@ def ways(kind: str) -> Way:
     if kind not in WAYS:
         raise PlanError(f"no treatment is called {kind!r}", do=f"take one of {', '.join(WAYS)}")
     return WAYS[kind]
+
+
+def lean_layers(model: nn.Module, *, beside: Collection[str]) -> tuple[str, ...]:
+    """The single layers of a model that have a lean form and lie in none of some modules.
+
+    Such are the layers of a stem, which no repeated block holds.
+    """
+    handle = lean_(model)
+    handle.remove()
+    return tuple(
+        name for name in handle.units if name and not any(f"{name}.".startswith(f"{other}.") for other in beside)
+    )
 
 
 class _Several:

@@ -7,7 +7,7 @@ from frostline.training.loading import Batch, BatchStream, Dataset, Sample
 from frostline.training.log import RunLog
 from frostline.training.loop import Observer, System, run
 from frostline.training.phase import Loss, Phase, Precision, autocast, check_ownership
-from frostline.training.schedule import Schedule, constant, cosine
+from frostline.training.schedule import Schedule, constant, cosine, one_cycle
 from frostline.training.step import run_step
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "check_ownership",
     "constant",
     "cosine",
+    "one_cycle",
     "run",
     "run_step",
 ]

@@ -23,6 +23,7 @@ from frostline.training.interrupt import Interrupt
 from frostline.training.loading import BatchStream
 from frostline.training.log import RunLog
 from frostline.training.phase import Phase, check_ownership
+from frostline.training.recovery import Recovery, Relieve
 from frostline.training.step import run_step
 
 
@@ -80,6 +81,7 @@ def run(
     observer: Observer,
     resume: bool = False,
     known_peak_bytes: int = 0,
+    relieve: Relieve | None = None,
 ) -> RunReport:
     """Train a system to its last step, or to the first SIGINT or SIGTERM; saved either way.
 
@@ -87,8 +89,8 @@ def run(
     go on as if the run had never stopped, on as many processes as wrote the checkpoint. Buffers that training
     changes are the main process's everywhere, so one copy of them is enough.
 
-    An error, `torch.OutOfMemoryError` too, is passed on as it is: gradients are released, the log is closed,
-    and the last checkpoint stands to resume from.
+    An error is passed on as it is: gradients are released, the log is closed, and the last checkpoint stands to
+    resume from. So is `torch.OutOfMemoryError`, but for `relieve`: with it the step is undone and made again.
 
     Args:
         system: Its model is put into training mode; what is frozen stays in eval mode.
@@ -100,6 +102,8 @@ def run(
         observer: Told on the main process only.
         resume: Continue from the checkpoint, which must be there.
         known_peak_bytes: The step's measured peak, for records on devices that count none.
+        relieve: Called when a step has run out of memory and was undone, to make the steps to come smaller without
+            another gradient; it raises if it cannot. Left aside on several processes.
 
     Raises:
         ConfigError: Two optimizers hold one parameter, or a phase trains what is not the model's.
@@ -110,6 +114,7 @@ def run(
     trainables = trainable_parameters(system.model)
     check_ownership(system.phases, trainables)
     system.model.train()
+    recovery = Recovery(system.model, group, relieve) if relieve is not None and group.world_size == 1 else None
     step = first_step = _resume(system, store, group) if resume else _begin(system, settings.seed, group)
     first: tuple[StepRecord, ...] = ()
     last: tuple[StepRecord, ...] = ()
@@ -122,7 +127,10 @@ def run(
             waiting = time.perf_counter()
             micro_batches = next(batches)
             waited = time.perf_counter() - waiting
-            last = tuple(run_step(phase, micro_batches, group) for phase in system.phases)
+            last = tuple(
+                run_step(phase, micro_batches, group) if recovery is None else recovery.run_step(phase, micro_batches)
+                for phase in system.phases
+            )
             last = (replace(last[0], data_seconds=waited), *last[1:])  # one wait feeds all phases
             last = tuple(replace(record, peak_bytes=record.peak_bytes or known_peak_bytes) for record in last)
             first, step = first or last, step + 1

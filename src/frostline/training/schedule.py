@@ -32,3 +32,27 @@ def cosine(warmup_steps: int, num_steps: int, final: float = 0.02) -> Schedule:
         return rise(step) * (final + (1 - final) * fall)
 
     return factor
+
+
+def one_cycle(num_steps: int, rise: float = 0.3, initial: float = 1 / 25, final: float = 4e-6) -> Schedule:
+    """Half a cosine up to 1 over the first share of the steps, and half a cosine down over the rest.
+
+    Args:
+        num_steps: Steps in all.
+        rise: Share of them on the way up.
+        initial: The factor of the first step.
+        final: The factor of the last step and, should the run go on, behind it.
+
+    Source: Smith and Topin, Super-Convergence (2018), with `torch.optim.lr_scheduler.OneCycleLR`'s two cosine phases;
+    momentum stays as it is.
+    """
+    top = max(0.0, rise * num_steps - 1)
+
+    def factor(step: int) -> float:
+        if step < top:
+            first, last, progress = initial, 1.0, step / top
+        else:
+            first, last, progress = 1.0, final, min(1.0, (step - top) / max(1.0, num_steps - 1 - top))
+        return last + (first - last) * (1 + math.cos(math.pi * progress)) / 2
+
+    return factor

@@ -27,7 +27,8 @@ def run_step(phase: Phase, micro_batches: Sequence[Batch], group: Group) -> Step
     large batch it is ROUNDING; with one micro-batch on one process it is the plain step's, EXACT.
 
     The host waits for the device once, at the end (and where fp16 asks whether to skip). When the loss or its
-    backward fails, for want of memory say, gradients are released and the phase is as it was.
+    backward fails, for want of memory say, gradients are released and the phase is as it was; buffers that the
+    forward changed and random numbers are the caller's to put back.
 
     Args:
         phase: Its optimizers step and its counters advance.
@@ -38,7 +39,8 @@ def run_step(phase: Phase, micro_batches: Sequence[Batch], group: Group) -> Step
         The step's record, without what the caller alone knows: the wait for data and, on the CPU, the peak.
 
     Raises:
-        StepError: All weights are 0, or no gradient reached the phase's parameters.
+        StepError: All weights are 0, no gradient reached the phase's parameters, or memory ran out in the update, which
+            leaves it half made.
     """
     started = time.perf_counter()
     if phase.device.type == "cuda":
@@ -55,7 +57,7 @@ def run_step(phase: Phase, micro_batches: Sequence[Batch], group: Group) -> Step
             if weight > 0:
                 _backward(phase, batch, weight / total_weight, means)
         _sum_gradients_(phase.parameters, group)
-        norm = _update_(phase, loss_scale)
+        norm = _update_whole_(phase, loss_scale)
     finally:
         phase.zero_grad_()
     gradient_norm, *values = torch.stack([norm, *means.values()]).tolist()
@@ -105,6 +107,17 @@ def _sum_gradients_(parameters: list[nn.Parameter], group: Group) -> None:
     parts = torch.split(flat, [parameter.numel() for parameter in shared])
     for parameter, part in zip(shared, parts, strict=True):
         parameter.grad = part.view_as(parameter).to(parameter.dtype)
+
+
+def _update_whole_(phase: Phase, loss_scale: float) -> Tensor:
+    try:
+        return _update_(phase, loss_scale)
+    except torch.OutOfMemoryError as error:
+        raise StepError(
+            f"phase {phase.name!r}: memory ran out in the update, and some parameters may have it already: {error}",
+            where=f"step {phase.step + 1}",
+            do="resume from the last checkpoint, with a smaller --memory.budget",
+        ) from None
 
 
 def _update_(phase: Phase, loss_scale: float) -> Tensor:

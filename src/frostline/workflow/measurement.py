@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from torch import nn
 
@@ -41,7 +42,8 @@ def measure_system(
     Args:
         config: Of any system.
         fake: Predict on fake tensors.
-        device: Where a real step runs; ``auto`` takes a GPU where there is one.
+        device: Where a real step runs; ``auto`` takes a GPU where there is one. With `fake`, what to predict for:
+            ``cuda`` needs no GPU, ``auto`` is the CPU.
         exports: What else to write.
 
     Raises:
@@ -51,18 +53,8 @@ def measure_system(
     """
     verbs = verbs_of(config)
     with _exporting(exports):
-        if fake and config.memory.budget:
-            build_model, build_workload = verbs.blueprint(config)
-            with ExitStack() as stack:
-
-                def build_planned(model: nn.Module) -> Workload:
-                    work = build_workload(model)
-                    stack.enter_context(planned(config, work))
-                    return work
-
-                return estimate(build_model, build_planned)
         if fake:
-            return verbs.estimate_step(config)
+            return _estimate(config, "cuda" if device == "cuda" else "cpu")
         group = open_group(device)
         try:
             system = verbs.build(config, group, None)
@@ -74,6 +66,18 @@ def measure_system(
                 return measure(work.step, work.model, optimizers=work.optimizers, inputs=work.inputs)
         finally:
             group.close()
+
+
+def _estimate(config: RunConfig, device: Literal["cpu", "cuda"]) -> MemoryReport:
+    build_model, build_workload = verbs_of(config).blueprint(config)
+    with ExitStack() as stack:
+
+        def build_planned(model: nn.Module) -> Workload:
+            work = build_workload(model)
+            stack.enter_context(planned(config, work))
+            return work
+
+        return estimate(build_model, build_planned, device=device)
 
 
 def measure_script(

@@ -12,7 +12,7 @@ from torch import nn
 from frostline.config import RunConfig
 from frostline.errors import ConfigError, DeviceError
 from frostline.memory import Workload
-from frostline.records import Component, EvaluationReport, MemoryReport, PeakTable, StepRecord
+from frostline.records import Component, EvaluationReport, PeakTable, StepRecord
 from frostline.systems.registry import system_verbs
 from frostline.training import Group, Observer, System
 
@@ -50,10 +50,6 @@ class Verbs(Protocol):
 
     def build(self, config: RunConfig, group: Group, directory: Path | None) -> TrainableSystem:
         """The system a configuration describes."""
-        ...
-
-    def estimate_step(self, config: RunConfig) -> MemoryReport:
-        """One training step on fake tensors."""
         ...
 
     def blueprint(self, config: RunConfig) -> tuple[Callable[[], nn.Module], Callable[[Any], Workload]]:
