@@ -59,9 +59,19 @@ def test_nobody_and_everybody_missing(treatment, availability):
     assert all(parameter.grad is not None for parameter in treated.parameters())
 
 
-def test_slices_of_any_width():
-    compare(small_net(), Treatment(stem_slices=3), SOME)  # 3, 3 and 2 channels
-    compare(small_net(), Treatment(stem_slices=100), SOME)
+@pytest.mark.parametrize("num_slices", [1, 2, 3, 100])
+def test_slices_of_any_width(num_slices):
+    """40 channels: 40; 32 and 8; 16, 16 and 8. A slice has 16 channels at least."""
+    treatment = Treatment(stem_slices=num_slices)
+    _, treated = compare(small_net(width_multiplier=0.625, layers=(1, 1, 1, 1)), treatment, SOME)
+    plain, sliced = twins(copy.deepcopy(treated).float(), treatment)
+    plain.treatment = Treatment(stem_slices=1)
+    images, labels = samples(dtype=torch.float32)
+    for model in (plain, sliced):
+        model.zero_grad()
+        step(model, images, labels, SOME)
+    for mine, other in zip(sliced.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(mine.grad, other.grad), "in float32 too"
 
 
 def test_compact_streams_alone_are_bit_by_bit_equal():

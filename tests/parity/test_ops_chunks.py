@@ -120,5 +120,9 @@ def test_mistakes_are_named():
         chunked_map(torch.add, (x, x[1:]), chunk_size=2)
     with pytest.raises(ShapeError, match=r"output of .*function .* 2 along dim 0.*got \(\)"):
         chunked_map(torch.mean, x, chunk_size=2)
-    with pytest.raises(StepError, match="returned tuple, not a tensor"):
-        chunked_map(lambda x: (x, x), x, chunk_size=2)
+    with pytest.raises(StepError, match="returned list, not a tensor"):
+        chunked_map(lambda x: [x, x], x, chunk_size=2)
+    with pytest.raises(StepError, match="returned a tuple with NoneType, not a tensor"):
+        chunked_map(lambda x: (x, None), x, chunk_size=2)
+    with pytest.raises(ConfigError, match="no input to take rows of"):
+        chunked_map(torch.ones, (), chunk_size=2)

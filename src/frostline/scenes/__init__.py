@@ -1,6 +1,7 @@
 """Procedural scenes: one seeded description, drawn by the renderer a system needs.
 
 ``describe`` says what is there (objects, colours, sizes, positions, camera, caption); ``render_flat`` draws it in 2-D.
+``render_rgbd`` draws rooms of its own for a colour and a depth camera.
 Everything about scene ``i`` is a function of ``(seed, split, i)`` alone: data sets need no files, and neither
 the order nor the number of loader processes changes a pixel.
 """
@@ -19,10 +20,15 @@ from frostline.scenes.description import (
     digest,
 )
 from frostline.scenes.flat import render_flat
+from frostline.scenes.rgbd import MAX_DEPTH_METRES, RGBD_CLASSES, RGBD_LIGHTS, RGBD_SHAPES, render_rgbd
 
 __all__ = [
     "COLOURS",
+    "MAX_DEPTH_METRES",
     "RELATIONS",
+    "RGBD_CLASSES",
+    "RGBD_LIGHTS",
+    "RGBD_SHAPES",
     "SHAPES",
     "SIZES",
     "SPLITS",
@@ -33,4 +39,5 @@ __all__ = [
     "describe",
     "digest",
     "render_flat",
+    "render_rgbd",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 from frostline.config import RunConfig
 from frostline.errors import ConfigError, import_extra
 
-SYSTEMS = ("semcom",)
+SYSTEMS = ("semcom", "linet")
 
 
 def config_class(name: str) -> type[RunConfig]:

@@ -8,14 +8,18 @@ from frostline.systems.linet.network import LINet
 from frostline.systems.linet.treatment import Treatment
 
 
-def build_network(config: LinetSystemConfig) -> LINet:
+def build_network(config: LinetSystemConfig, num_classes: int = 19) -> LINet:
     """The network with initial weights, treated as the configuration asks.
+
+    Args:
+        config: Of the network.
+        num_classes: Where the configuration leaves them to the data set.
 
     Raises:
         ConfigError: Values that make no network.
     """
     model = LINet(
-        config.num_classes,
+        config.num_classes or num_classes,
         config.stream_channels,
         depth=config.depth,
         width_multiplier=config.width_multiplier,
@@ -23,8 +27,13 @@ def build_network(config: LinetSystemConfig) -> LINet:
         dropout=config.dropout,
         initialisation=config.initialisation,
     )
-    model.treatment = Treatment(recompute=config.recompute, stem_slices=config.stem_slices)
+    model.treatment = build_treatment(config)
     return model
+
+
+def build_treatment(config: LinetSystemConfig) -> Treatment:
+    """What the configuration trades for memory."""
+    return Treatment(recompute=config.recompute, stem_slices=config.stem_slices)
 
 
 def build_modality_dropout(config: LinetSystemConfig) -> ModalityDropout | None:

@@ -1,11 +1,33 @@
-"""linet's configuration: the network, and how often training takes streams away."""
+"""linet's configuration: the data, the network, and how often training takes streams away."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
-from frostline.config import Amount, Count, SystemConfig, Whole
+from frostline.config import Amount, Count, DataConfig, MemoryConfig, RunConfig, SystemConfig, TrainingConfig, Whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinetDataConfig(DataConfig):
+    """Pictures of a colour and a depth camera, and what they show."""
+
+    kind: Literal["scenes", "folders", "sunrgbd", "nyuv2"] = "scenes"
+    """Procedural rooms; numbered files by split (rgb, depth, labels.txt); SUN RGB-D's or NYU v2's own layout."""
+    directory: str = ""
+    """Where the data set lies; not for scenes."""
+    num_scenes: Count = 8192
+    """Scenes: different training rooms."""
+    num_test: Count = 1000
+    """Scenes: rooms to evaluate on; of other data sets the first so many test samples."""
+    shading: Amount = 0.0
+    """Scenes: how much of the object's shape the colour camera sees, from 0 to 1."""
+    image_size: Count = 32
+    """Height and width that the network sees, in pixels; 224 is usual for photographs."""
+    augmentation: Literal["none", "geometric"] = "geometric"
+    """Train on random crops and mirror images, the same for all streams, or on the middle of each picture."""
+    min_class_size: Count = 80
+    """SUN RGB-D, NYU v2: leave out classes with fewer pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,8 +38,8 @@ class LinetSystemConfig(SystemConfig):
     """Of the ResNet that each stream is."""
     stream_channels: tuple[Count, ...] = (3, 1)
     """Channels of each stream's images: colour and depth."""
-    num_classes: Count = 19
-    """Classes of the classifier behind the integrated pathway."""
+    num_classes: Whole = 0
+    """Classes of the classifier behind the integrated pathway; 0 for those of the data set."""
     width_multiplier: Amount = 1.0
     """Of all channel counts."""
     dropout: Amount = 0.0
@@ -38,6 +60,34 @@ class LinetSystemConfig(SystemConfig):
     """Whether the initial rate is 0 or 1."""
     recompute: Literal["none", "activations", "outputs", "blocks"] = "outputs"
     """What each block makes again in backward: nothing, what follows a normalisation inside it, its output too, or
-    all but its output, which costs its convolutions once more. Gradients and statistics stay the same."""
+    all but its output, which costs its convolutions once more. Gradients and statistics stay the same. With a
+    `memory.budget` this and `stem_slices` are left aside: the cheapest choice that fits is taken."""
     stem_slices: Whole = 4
     """Go back through the stem in so many slices of its channels, keeping only the images; 0 keeps what it saves."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinetTrainingConfig(TrainingConfig):
+    """Defaults that suit a network trained from the start."""
+
+    num_steps: Count = 2000
+    """Optimizer updates in all."""
+    learning_rate: Amount = 2e-3
+    """Peak learning rate of AdamW."""
+    weight_decay: Amount = 1e-2
+    """Decoupled weight decay of AdamW; scales, shifts and biases are not decayed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinetConfig(RunConfig):
+    """Everything a linet run needs."""
+
+    SYSTEM: ClassVar[str] = "linet"
+
+    data: LinetDataConfig = field(default_factory=LinetDataConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    training: LinetTrainingConfig = field(default_factory=LinetTrainingConfig)
+    system: LinetSystemConfig = field(default_factory=LinetSystemConfig)
+
+
+CONFIG = LinetConfig

@@ -117,7 +117,8 @@ class LIConv2d(nn.Module):
 class LIBatchNorm2d(nn.Module):
     """Batch normalisation of every pathway by itself; a stream's statistics are those of the samples that have it.
 
-    A stream that no sample has, and one with a single value a channel in training, updates nothing.
+    A stream that no sample has, and one with a single value a channel in training, updates nothing. A frozen stream
+    is normalised by its running statistics, which stay as they are, in training too.
 
     Args:
         channels: Of each stream.
@@ -126,6 +127,9 @@ class LIBatchNorm2d(nn.Module):
         momentum: Weight of new statistics; None for the mean over all batches.
         streams_end: Nobody reads the streams behind this layer: only their running statistics are kept up, and
             their scale and shift are buffers, because nothing could train them.
+
+    Attributes:
+        frozen_streams: Numbers of streams whose statistics stand still.
     """
 
     num_batches_tracked: Tensor
@@ -141,6 +145,7 @@ class LIBatchNorm2d(nn.Module):
     ) -> None:
         super().__init__()
         self.eps, self.momentum, self.streams_end = eps, momentum, streams_end
+        self.frozen_streams: frozenset[int] = frozenset()
         collect = _Buffers if streams_end else nn.ParameterList
         self.stream_weights = collect([torch.ones(num) for num in channels])
         self.stream_biases = collect([torch.zeros(num) for num in channels])
@@ -175,13 +180,14 @@ class LIBatchNorm2d(nn.Module):
         normalised = []
         for index, stream in enumerate(streams):
             added = shortcut[0][index] if shortcut and not self.streams_end else None
-            if self.streams_end:
+            frozen = index in self.frozen_streams
+            if self.streams_end and not frozen:
                 self._track_(stream, *self.running_statistics(index), momentum)
-            else:
+            elif not self.streams_end:
                 weight, bias = self.stream_weights[index], self.stream_biases[index]
                 statistics = self.running_statistics(index)
                 normalised.append(
-                    self._normalise(stream, weight, bias, statistics, momentum, relu, added, kind, recall)
+                    self._normalise(stream, weight, bias, statistics, momentum, relu, added, kind, recall, frozen)
                 )
         weight, bias, statistics = self.integrated_weight, self.integrated_bias, self.running_statistics(None)
         added = shortcut[1] if shortcut else None
@@ -216,11 +222,12 @@ class LIBatchNorm2d(nn.Module):
         shortcut: Tensor | None,
         kind: Kind,
         recall: Recall,
+        frozen: bool = False,
     ) -> Tensor:
         if len(raw) == 0:  # no kernel for it; the sum keeps every parameter in the graph
             nothing = raw * _channels(weight).to(raw.dtype) + _channels(bias).to(raw.dtype)
             return finish_(nothing, relu, shortcut)
-        if not self.training:
+        if frozen or not self.training:
             out = F.batch_norm(raw, *statistics, weight, bias, training=False, eps=self.eps)
             return finish_(out, relu, shortcut)
         if momentum is None:  # a checkpoint's second run: as many tensors must be saved as in the first

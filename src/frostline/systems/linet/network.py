@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,13 @@ from frostline.systems.linet.layers import Initialisation, LIBatchNorm2d, LIConv
 from frostline.systems.linet.stem import fused_stem, plain_stem
 from frostline.systems.linet.treatment import Recall, Treatment
 
+if TYPE_CHECKING:
+    from frostline.systems.linet.history import History
+    from frostline.systems.linet.scoring import Scores
+
 Depth = Literal[18, 34, 50, 101, 152]
+Statistics = tuple[float | Sequence[float], float | Sequence[float]]
+"""Mean and standard deviation, of all channels or of each."""
 Fill = Literal["zero", "learned"]
 """What a missing stream adds to the integrated pathway behind the stem: nothing, or a vector that is trained."""
 
@@ -58,6 +64,8 @@ class LINet(nn.Module):
 
     Attributes:
         treatment: What to make again in backward instead of keeping it; may be changed between steps.
+        norm_stats: Mean and standard deviation of each stream's values in 0..1, by which images of type uint8 are
+            normalised; 0.5 and 0.25 where it is None. Images of other types are taken as they are.
 
     Raises:
         ConfigError: A value that makes no network.
@@ -91,6 +99,8 @@ class LINet(nn.Module):
             raise ConfigError(f"layers are {num_blocks}", do="give the number of blocks of four stages")
         widths = [int(width * width_multiplier) for width in (64, 128, 256, 512)]
         self.num_streams, self.treatment = num_streams, Treatment()
+        self.norm_stats: tuple[Statistics, ...] | None = None
+        self._options: dict[str, Any] = {}
         self.conv1 = LIConv2d(
             stream_channels,
             [widths[0]] * num_streams,
@@ -143,7 +153,7 @@ class LINet(nn.Module):
         """Classify.
 
         Args:
-            streams: Images ``(B, C_i, H, W)`` of each stream.
+            streams: Images ``(B, C_i, H, W)`` of each stream, float or uint8.
             availability: ``(B, N)`` bool, True where the sample has the stream, or what `Rows.of` made of it; None
                 if all have all. On a GPU, a tensor that lies there costs one wait for the host.
 
@@ -156,7 +166,8 @@ class LINet(nn.Module):
         """
         rows = self._rows(streams, availability)
         with Recipes() as recipes:
-            pathways = self._stem(rows.gather(streams), rows, recipes)
+            images = [self._normalised(index, stream) for index, stream in enumerate(rows.gather(streams))]
+            pathways = self._stem(images, rows, recipes)
             for name, block in self.blocks():
                 pathways = block(*pathways, rows, Recall(recipes, self.treatment.of(name)))
         logits: Tensor = self.fc(self.dropout(self.avgpool(pathways[1]).flatten(1)))
@@ -167,6 +178,82 @@ class LINet(nn.Module):
         for name, module in self.named_modules():
             if isinstance(module, LIBlock):
                 yield name, module
+
+    def compile(self, optimizer: Any = None, **options: Any) -> None:
+        """Keep options for `fit`, as the original does; ``torch.compile(model)`` is what compiles.
+
+        Args:
+            optimizer: torch's, or a name; see `FitSettings`.
+            options: Any others of them.
+
+        Raises:
+            ConfigError: One of them is not known, or its value makes no sense.
+        """
+        from frostline.systems.linet.settings import read_settings
+
+        chosen = options if optimizer is None else {"optimizer": optimizer, **options}
+        read_settings(chosen)
+        self._options = chosen
+
+    def fit(
+        self, train_loader: Iterable[object], val_loader: Iterable[object] | None = None, **options: Any
+    ) -> History:
+        """Train on loaders of ``(stream 0, ..., stream N-1, labels)``; see `FitSettings` for the options.
+
+        Args:
+            train_loader: Its batches may hold an availability ``(B, N)`` before the labels.
+            val_loader: Likewise.
+            options: They go before those that `compile` was given.
+
+        Raises:
+            ConfigError: An option is not known, or its value makes no sense here.
+            DataError: A loader yields nothing, or something else.
+        """
+        from frostline.systems.linet.fit import fit
+        from frostline.systems.linet.settings import read_settings
+
+        return fit(self, train_loader, val_loader, read_settings({**self._options, **options}))
+
+    def evaluate(
+        self,
+        loader: Iterable[object],
+        *,
+        streams: Sequence[int] | None = None,
+        blanked_streams: Iterable[int] = (),
+    ) -> Scores:
+        """Loss and accuracy with all streams, with `streams` alone, or without `blanked_streams`.
+
+        Raises:
+            ConfigError: There is no such stream, or none is left.
+            DataError: No sample has one of the streams.
+        """
+        from frostline.systems.linet.scoring import score
+
+        return score(self, loader, streams=self._chosen(streams, blanked_streams))
+
+    def predict(self, loader: Iterable[object], *, blanked_streams: Iterable[int] = ()) -> Tensor:
+        """Classes ``(S,)`` of all samples, on the CPU; labels may be left out of the batches."""
+        return self.predict_proba(loader, blanked_streams=blanked_streams).argmax(1)
+
+    def predict_proba(self, loader: Iterable[object], *, blanked_streams: Iterable[int] = ()) -> Tensor:
+        """Class probabilities ``(S, K)`` of all samples, on the CPU."""
+        from frostline.systems.linet.scoring import predict_probabilities
+
+        return predict_probabilities(self, loader, streams=self._chosen(None, blanked_streams))
+
+    def _chosen(self, streams: Sequence[int] | None, blanked: Iterable[int]) -> Sequence[int] | None:
+        gone = set(blanked)
+        if not gone:
+            return streams
+        return [stream for stream in (streams or range(self.num_streams)) if stream not in gone]
+
+    def _normalised(self, index: int, images: Tensor) -> Tensor:
+        if images.dtype != torch.uint8:
+            return images
+        mean, std = (0.5, 0.25) if self.norm_stats is None else self.norm_stats[index]
+        values = images.to(self.conv1.stream_weights[index].dtype).div_(255)
+        shift, scale = (values.new_tensor(value).view(-1, 1, 1) for value in (mean, std))
+        return values.sub_(shift).div_(scale)
 
     def _rows(self, streams: Sequence[Tensor], availability: Tensor | Rows | None) -> Rows:
         device, num_streams = streams[0].device, len(streams)

@@ -121,9 +121,11 @@ def peak_table(setting: Setting, proof: Setting, rows: Sequence[Row] = ROWS) -> 
         proof: Where gradients and statistics are compared with the plain step of the same samples, in float64.
         rows: Which.
     """
-    plain, availability = _work(next(row for row in ROWS if row.name == "no-dropout"), setting), _draw(setting)
+    plain_row = next(row for row in ROWS if row.name == "no-dropout")
+    plain, availability = _work(plain_row, setting), _draw(setting)
     works = [_work(row, setting, availability, model=plain.model) for row in rows]
-    seconds = _cpu_seconds([plain, *works], setting.num_rounds)
+    seconds = _cpu_seconds([plain, *(work for work in works if work.row != plain_row)], setting.num_rounds)
+    seconds_of = dict(zip([plain_row.name, *(row.name for row in rows if row != plain_row)], seconds, strict=True))
     missing = [int(count) for count in (~availability).sum(0)]
     return PeakTable(
         system="linet",
@@ -131,8 +133,7 @@ def peak_table(setting: Setting, proof: Setting, rows: Sequence[Row] = ROWS) -> 
         f" {setting.image_size} px, {setting.sampler} at {setting.rate:g}, missing {missing}; gradients and"
         f" statistics in float64 at batch {proof.batch_size}, {proof.image_size} px",
         rows=tuple(
-            _measure(work, median(map(truediv, taken, seconds[0])), proof)
-            for work, taken in zip(works, seconds[1:], strict=True)
+            _measure(work, median(map(truediv, seconds_of[work.row.name], seconds[0])), proof) for work in works
         ),
     )
 
@@ -214,12 +215,13 @@ def _draw(setting: Setting) -> Tensor:
 
 
 def _cpu_seconds(steps: Sequence[Callable[[], object]], num_rounds: int) -> list[list[float]]:
-    """Of each step in each round, after one round that does not count."""
+    """Of each step in each round, after one round that does not count; every round starts with another step."""
     seconds: list[list[float]] = [[] for _ in steps]
     for round_number in range(num_rounds + 1):
-        for step, taken in zip(steps, seconds, strict=True):
+        for turn in range(len(steps)):
+            at = (turn + round_number) % len(steps)
             start = time.process_time()
-            step()
+            steps[at]()
             if round_number:
-                taken.append(time.process_time() - start)
+                seconds[at].append(time.process_time() - start)
     return seconds

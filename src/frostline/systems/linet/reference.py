@@ -101,7 +101,8 @@ class _Plain:
             active = stream if rows is None else stream[rows]
             weight, bias = norm.stream_weights[index], norm.stream_biases[index]
             mean, var = norm.running_statistics(index)
-            normalised = F.batch_norm(active, mean, var, weight, bias, norm.training, momentum, norm.eps)
+            training = norm.training and index not in norm.frozen_streams
+            normalised = F.batch_norm(active, mean, var, weight, bias, training, momentum, norm.eps)
             outs.append(normalised if rows is None else self._write(stream, rows, normalised))
         mean, var = norm.running_statistics(None)
         weight, bias = norm.integrated_weight, norm.integrated_bias

@@ -19,6 +19,7 @@ from frostline.systems.linet.treatment import Recall
 _KERNEL, _STRIDE, _PADDING, _DILATION = (3, 3), (2, 2), (1, 1), (1, 1)
 _pool = partial(F.max_pool2d, kernel_size=_KERNEL, stride=_STRIDE, padding=_PADDING)
 _aten = torch.ops.aten
+_VECTOR = 16  # channels that a kernel takes at once: a narrower slice would be rounded in another way
 
 
 def plain_stem(
@@ -62,13 +63,13 @@ def fused_stem(
         streams: As of `plain_stem`.
         fill: As of `plain_stem`.
         rows: As of `plain_stem`.
-        num_slices: Slices of the channels.
+        num_slices: Slices of the channels, of 16 channels each or more.
 
     Raises:
         StepError: In backward with ``create_graph=True``.
     """
     running = [bn.running_statistics(index) for index in (*range(rows.num_streams), None)]
-    plan = _Plan(conv, rows, bn.eps, bn.count_batch_(), running, num_slices)
+    plan = _Plan(conv, rows, bn.eps, bn.count_batch_(), running, bn.frozen_streams, num_slices)
     device_type = streams[0].device.type
     images, kernels, integration = streams, list(conv.stream_weights), list(conv.integration_from_streams)
     if torch.is_autocast_enabled(device_type):  # the casts that autocast makes, where autograd sees them
@@ -110,6 +111,7 @@ class _Plan:
     eps: float
     momentum: float | None
     running: list[tuple[Tensor, Tensor]]
+    frozen: frozenset[int]
     num_slices: int
 
     @property
@@ -136,10 +138,14 @@ class _FusedStem(torch.autograd.Function):
             raw = plan.convolve(images, kernels)
             raw.append(_integrate(plan.rows, raw, integration, fill))
             outputs = []
-            for index, (scale, shift, running) in enumerate(zip(scales, shifts, plan.running, strict=True)):
-                outputs.append(_normalise_and_pool(raw[0], scale, shift, plan, running))
+            for index, (scale, shift) in enumerate(zip(scales, shifts, strict=True)):
+                outputs.append(_normalise_and_pool(raw[0], scale, shift, plan, index))
                 del raw[0]  # its memory is the next one's
                 assert len(raw) == plan.num_streams - index
+        ctx.set_materialize_grads(False)
+        needs = plan.split(ctx.needs_input_grad[2:])
+        still = [not any(part[index] for part in needs if part is not needs[2]) for index in range(plan.num_streams)]
+        ctx.mark_non_differentiable(*(out for out, stands in zip(outputs, still, strict=False) if stands))
         return tuple(outputs)
 
     @staticmethod
@@ -158,14 +164,19 @@ class _FusedStem(torch.autograd.Function):
         with torch.autocast(tensors[0].device.type, enabled=False):
             raw = plan.convolve(images, kernels)
             total = _integrate(plan.rows, raw, integration, fill)
-            of_scales[-1], of_shifts[-1] = _go_back_(total, scales[-1], shifts[-1], grads[-1], plan)
+            of_scales[-1], of_shifts[-1] = _go_back_(total, scales[-1], shifts[-1], grads[-1], plan, len(images))
             of_fill = total.sum((2, 3)).to(fill.dtype) if ctx.needs_input_grad[1] else None
             for index in range(plan.num_streams):
                 stream = raw.pop(0)
                 of_part = plan.rows.take(index, total)
                 flags = (False, needs[2][index], False)
                 of_integration[index] = _convolution_gradients(of_part, stream, integration[index], flags)[1]
-                of_scales[index], of_shifts[index] = _go_back_(stream, scales[index], shifts[index], grads[index], plan)
+                if not any(part[index] for part in needs if part is not needs[2]):
+                    continue
+                arrived = grads[index]
+                of_scales[index], of_shifts[index] = _go_back_(
+                    stream, scales[index], shifts[index], arrived, plan, index
+                )
                 stream.add_(_convolution_gradients(of_part, stream, integration[index], (True, False, False))[0])
                 del of_part
                 flags = (needs[0][index], needs[1][index], False)
@@ -175,26 +186,32 @@ class _FusedStem(torch.autograd.Function):
         return (None, of_fill, *(gradient for part in of for gradient in part))
 
 
-def _normalise_and_pool(
-    raw: Tensor, scale: Tensor, shift: Tensor, plan: _Plan, running: tuple[Tensor, Tensor]
-) -> Tensor:
+def _normalise_and_pool(raw: Tensor, scale: Tensor, shift: Tensor, plan: _Plan, index: int) -> Tensor:
     if len(raw) == 0:
         return _pooled_nothing(raw).clone()
-    tracked = None if plan.momentum is None else running
-    out = normalise(raw, scale, shift, plan.eps, running=tracked, momentum=plan.momentum or 0.0)
+    if index in plan.frozen:
+        out = F.batch_norm(raw, *plan.running[index], scale, shift, training=False, eps=plan.eps)
+    else:
+        tracked = None if plan.momentum is None else plan.running[index]
+        out = normalise(raw, scale, shift, plan.eps, running=tracked, momentum=plan.momentum or 0.0)
     return _pool(finish_(out, True, None))
 
 
-def _go_back_(raw: Tensor, scale: Tensor, shift: Tensor, grad: Tensor, plan: _Plan) -> tuple[Tensor, Tensor]:
+def _go_back_(
+    raw: Tensor, scale: Tensor, shift: Tensor, grad: Tensor | None, plan: _Plan, index: int
+) -> tuple[Tensor, Tensor]:
     """Write the gradient of `raw` over it; the gradients of scale and shift."""
     of_scale, of_shift = torch.zeros_like(scale), torch.zeros_like(shift)
-    if len(raw) == 0:
+    if len(raw) == 0 or grad is None:
+        raw.zero_()
         return of_scale, of_shift
-    width = -(-raw.shape[1] // plan.num_slices)
+    trains = index not in plan.frozen
+    width = -(-raw.shape[1] // (plan.num_slices * _VECTOR)) * _VECTOR
     for start in range(0, raw.shape[1], width):
         part = slice(start, start + width)
         own, arrived = (x[:, part].contiguous(memory_format=torch.channels_last) for x in (raw, grad))
-        out, mean, inverse = torch.native_batch_norm(own, scale[part], shift[part], None, None, True, 0.0, plan.eps)
+        mean, var = (None, None) if trains else (statistic[part] for statistic in plan.running[index])
+        out, *saved = torch.native_batch_norm(own, scale[part], shift[part], mean, var, trains, 0.0, plan.eps)
         out.relu_()
         indices = _pool(out, return_indices=True)[1]
         window = (_KERNEL, _STRIDE, _PADDING, _DILATION, False)
@@ -202,7 +219,7 @@ def _go_back_(raw: Tensor, scale: Tensor, shift: Tensor, grad: Tensor, plan: _Pl
         del indices, arrived
         back = _aten.threshold_backward(back, out, 0)
         del out
-        arguments = (back, own, scale[part], None, None, mean, inverse, True, plan.eps, (True, True, True))
+        arguments = (back, own, scale[part], mean, var, *saved, trains, plan.eps, (True, True, True))
         raw[:, part], of_scale[part], of_shift[part] = _aten.native_batch_norm_backward(*arguments)
     return of_scale, of_shift
 

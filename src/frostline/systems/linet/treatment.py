@@ -38,7 +38,7 @@ class Treatment:
         recompute: For every block that `blocks` does not name.
         blocks: For single blocks, by name, such as ``layer1.0``.
         stem_slices: 0 keeps what the stem saves; from 1 on it keeps the images and goes back through
-            normalisation, ReLU and pooling in so many slices of its channels.
+            normalisation, ReLU and pooling in so many slices of its channels, as far as each has 16 of them.
     """
 
     recompute: Recompute = "none"
@@ -51,6 +51,12 @@ class Treatment:
                 raise ConfigError(f"recompute is {level!r}", do=f"choose one of {', '.join(get_args(Recompute))}")
         if self.stem_slices < 0:
             raise ConfigError(f"stem_slices is {self.stem_slices}", do="give 1 or more, or 0 for the plain stem")
+
+    def __str__(self) -> str:
+        stages = sorted({name.partition(".")[0] for name in self.blocks})
+        apart = f", {self.blocks[next(iter(self.blocks))]} of {', '.join(stages)}" if stages else ""
+        stem = f", stem in {self.stem_slices} slices" if self.stem_slices else ""
+        return f"recompute {self.recompute}{apart}{stem}"
 
     def of(self, block: str) -> Recompute:
         """How much of a block."""
