@@ -1,0 +1,126 @@
+"""The radiance field: what is at a point, seen from a direction."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from frostline.errors import ConfigError
+from frostline.systems.graf.config import FieldConfig
+from frostline.training import Precision
+
+_AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+class Matter(NamedTuple):
+    """What a field says, before any nonlinearity, in the type of its points.
+
+    Attributes:
+        colour: (B, N, S, 3).
+        density: (B, N, S).
+    """
+
+    colour: Tensor
+    density: Tensor
+
+
+class Field(nn.Module):
+    """An MLP from points and directions to colour and density, every layer conditioned on latent code and class.
+
+    A mapping net makes one scale and one shift for each value of each layer: h becomes h (1 + scale) + shift, of the
+    values as they are (FiLM) or after a layer norm (AdaLN). The camera's pose reaches it through points and directions
+    only: otherwise the object would change with the view.
+
+    Args:
+        config: Its sizes.
+        precision: Autocast type of the MLP; encodings, scales and shifts are made outside it.
+
+    Raises:
+        ConfigError: A skip layer that is not there.
+
+    Source: Schwarz et al., GRAF (2020); Perez et al., FiLM (2018), as Chan et al., pi-GAN (2021) condition a field.
+    """
+
+    def __init__(self, config: FieldConfig, precision: Precision = "32-true") -> None:
+        super().__init__()
+        if config.skip_layer >= config.depth:
+            raise ConfigError(
+                f"layer {config.skip_layer} of {config.depth} has none behind it",
+                where="--system.field.skip-layer",
+                do=f"give at most {config.depth - 1}, or 0 for no skip",
+            )
+        self.config, self.precision = config, precision
+        width, half = config.width, max(1, config.width // 2)
+        point_size, direction_size = 3 + 6 * config.point_frequencies, 3 + 6 * config.direction_frequencies
+        self.classes = nn.Embedding(config.num_classes, config.class_size)
+        self.widths = (*(width,) * config.depth, half)
+        self.mapping = nn.Sequential(
+            nn.Linear(config.latent_size + config.class_size, config.mapping_width),
+            nn.LeakyReLU(0.2),
+            nn.Linear(config.mapping_width, 2 * sum(self.widths)),
+        )
+        self.layers = nn.ModuleList(nn.Linear(width if i else point_size, width) for i in range(config.depth))
+        self.skip = nn.Linear(point_size, width, bias=False) if config.skip_layer else None
+        self.density = nn.Linear(width, 1)
+        self.feature = nn.Linear(width, half)
+        self.direction = nn.Linear(direction_size, half, bias=False)
+        self.colour = nn.Linear(half, 3)
+
+    def styles(self, latents: Tensor, classes: Tensor) -> Tensor:
+        """Scales and shifts of all layers.
+
+        Args:
+            latents: (B, Z).
+            classes: Int64 (B,).
+
+        Returns:
+            (B, 2, sum of the layers' widths).
+        """
+        styles: Tensor = self.mapping(torch.cat([latents, self.classes(classes)], 1))
+        return styles.unflatten(1, (2, -1))
+
+    def forward(self, points: Tensor, directions: Tensor, styles: Tensor) -> Matter:
+        """Ask for some points.
+
+        Args:
+            points: S on each of N rays of B images, (B, N, S, 3).
+            directions: Of the rays, (B, N, 3).
+            styles: From `styles`.
+        """
+        where = encode(points, self.config.point_frequencies)
+        whither = encode(directions, self.config.direction_frequencies)
+        # No cache: a copy of a weight that is made under no_grad would serve the next forward, and cut its gradient.
+        dtype = _AUTOCAST.get(self.precision)
+        with torch.autocast(points.device.type, dtype, enabled=dtype is not None, cache_enabled=False):
+            scales, shifts = (part[:, None, None].split(self.widths, -1) for part in styles.unbind(1))
+            hidden = where
+            for index, layer in enumerate(self.layers):
+                values = layer(hidden)
+                if self.skip is not None and index == self.config.skip_layer:
+                    values = values + self.skip(where)
+                hidden = self._modulate(values, scales[index], shifts[index])
+            density = self.density(hidden)[..., 0]
+            values = self.feature(hidden) + self.direction(whither)[:, :, None]
+            colour = self.colour(self._modulate(values, scales[-1], shifts[-1]))
+        return Matter(colour.to(points.dtype), density.to(points.dtype))
+
+    def _modulate(self, values: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        if self.config.conditioning == "adaln":
+            values = F.layer_norm(values, values.shape[-1:]).to(values.dtype)
+        modulated = torch.addcmul(shift.to(values.dtype), values, 1 + scale.to(values.dtype))
+        return F.leaky_relu(modulated, 0.2, inplace=True)
+
+
+def encode(values: Tensor, num_frequencies: int) -> Tensor:
+    """Each value with its sine and cosine at 1, 2, 4, ... radians a unit: (..., 3) to (..., 3 + 6 num_frequencies).
+
+    Source: Mildenhall et al., NeRF (2020), equation 4, without its factor pi.
+    """
+    if num_frequencies == 0:
+        return values
+    factors = 2.0 ** torch.arange(num_frequencies, device=values.device, dtype=values.dtype)
+    angles = (values[..., None, :] * factors[:, None]).flatten(-2)
+    return torch.cat([values, angles.sin(), angles.cos()], -1)
