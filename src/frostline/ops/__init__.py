@@ -5,6 +5,7 @@ from frostline.ops.checkpointing import Checkpointing, checkpoint_
 from frostline.ops.chunks import chunked_map
 from frostline.ops.compress import Compression, compress_
 from frostline.ops.cross_entropy import chunked_cross_entropy
+from frostline.ops.deferred import deferred_map
 from frostline.ops.feature_cache import FeatureCache, cache_key
 from frostline.ops.lean import Lean, lean_
 from frostline.ops.masked_batch_norm import MaskedBatchNorm1d, MaskedBatchNorm2d, masked_batch_norm
@@ -28,6 +29,7 @@ __all__ = [
     "chunked_cross_entropy",
     "chunked_map",
     "compress_",
+    "deferred_map",
     "lean_",
     "masked_batch_norm",
     "offload_",

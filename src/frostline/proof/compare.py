@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -79,13 +81,38 @@ def compare_gradients(
     )
 
 
+def compare_states(
+    report: ProofReport, plain: Gradients, treated: Gradients, *, same_random_state: bool
+) -> ProofReport:
+    """Add to a comparison of gradients what else the two steps left behind; its class can only become weaker.
+
+    Args:
+        report: Of the gradients.
+        plain: The buffers after the plain step, by name.
+        treated: The buffers after the treated step.
+        same_random_state: Whether both left the random generators alike.
+    """
+    buffers = _differences(plain, treated)
+    present = [buffer for buffers in (plain, treated) for buffer in buffers.values() if buffer is not None]
+    classes = [report.proof_class]
+    if report.proof_class != "none":
+        classes += [_proof_class(buffers, present, report.noise_floor)] if present else []
+        classes += [] if same_random_state else ["BOUNDED"]
+    return replace(
+        report,
+        proof_class=max(classes, key=get_args(ProofClass).index),
+        buffers=buffers,
+        same_random_state=same_random_state,
+    )
+
+
 def _proof_class(differences: tuple[GradientDifference, ...], present: list[Tensor], floor: float | None) -> ProofClass:
     if not present:
         return "none"
     if all(difference.equal for difference in differences):
         return "EXACT"
     if floor is None:
-        floor = _EPS_OF_A_SUM * max(torch.finfo(gradient.dtype).eps for gradient in present)
+        floor = _EPS_OF_A_SUM * max((torch.finfo(t.dtype).eps for t in present if t.is_floating_point()), default=0.0)
     within = all(difference.max_relative <= _FLOORS_ALLOWED * floor for difference in differences)
     return "ROUNDING" if within else "BOUNDED"
 

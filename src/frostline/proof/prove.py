@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from frostline.errors import StepError
-from frostline.proof.compare import Gradients, compare_gradients, noise_floor
+from frostline.proof.compare import Gradients, compare_gradients, compare_states, noise_floor
 from frostline.records import ProofReport
 from frostline.regions import preserved, trainable_parameters
 
@@ -25,6 +26,7 @@ def prove_step(
 ) -> ProofReport:
     """Prove, or refute, that a treated step gives the plain step's gradients.
 
+    What else a step leaves behind for the next one, the buffers and the random state, is compared as well.
     Both start from the same parameters, buffers, optimizer state, modes and random numbers, without
     gradients, and leave no trace. A parameter's gradient is recorded each time backward has added to it and
     the last record counts, so a step may be a whole training step, with several micro-batches, an update and
@@ -43,20 +45,29 @@ def prove_step(
         StepError: A step does not return its loss.
     """
     optimizers = tuple(optimizers)
-    plain_loss, plain_gradients = _run(plain, model, optimizers)
-    treated_loss, treated_gradients = _run(treated, model, optimizers)
+    first, second = (_run(step, model, optimizers) for step in (plain, treated))
     floor = None
     if reference is not None:
         with preserved(model, optimizers):
-            floor = noise_floor(plain_gradients, reference())
-    return compare_gradients(
-        plain_gradients, treated_gradients, floor=floor, loss_difference=abs(plain_loss - treated_loss)
+            floor = noise_floor(first.gradients, reference())
+    report = compare_gradients(
+        first.gradients, second.gradients, floor=floor, loss_difference=abs(first.loss - second.loss)
     )
+    same = all(map(torch.equal, first.random, second.random))
+    return compare_states(report, first.buffers, second.buffers, same_random_state=same)
 
 
-def _run(
-    step: Callable[[], object], model: nn.Module, optimizers: tuple[torch.optim.Optimizer, ...]
-) -> tuple[float, Gradients]:
+@dataclass(frozen=True)
+class _Outcome:
+    """What a step returned and left behind."""
+
+    loss: float
+    gradients: Gradients
+    buffers: Gradients
+    random: tuple[Tensor, ...]
+
+
+def _run(step: Callable[[], object], model: nn.Module, optimizers: tuple[torch.optim.Optimizer, ...]) -> _Outcome:
     with preserved(model, optimizers), ExitStack() as hooks:
         gradients: dict[str, Tensor | None] = {}
         for name, parameter in trainable_parameters(model).items():
@@ -64,7 +75,10 @@ def _run(
             hook = partial(_record, gradients, name)
             handle = parameter.register_post_accumulate_grad_hook(hook)
             hooks.callback(handle.remove)
-        return _loss(step()), gradients
+        loss = _loss(step())
+        buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+        on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else ()
+        return _Outcome(loss, gradients, buffers, (torch.get_rng_state(), *on_gpus))
 
 
 def _record(gradients: dict[str, Tensor | None], name: str, parameter: Tensor) -> None:

@@ -12,10 +12,10 @@ ProofClass = Literal["EXACT", "ROUNDING", "BOUNDED", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class GradientDifference:
-    """One parameter's gradient in the two steps.
+    """One parameter's gradient, or one buffer, in the two steps.
 
     Attributes:
-        name: The parameter's qualified name.
+        name: The parameter's or the buffer's qualified name.
         equal: Whether the two are bitwise equal.
         max_relative: Largest absolute difference over the plain gradient's largest absolute entry;
             infinite where exactly one of the two is missing.
@@ -33,11 +33,14 @@ class ProofReport:
     """The comparison of a plain step with a treated one.
 
     Attributes:
-        proof_class: The strongest class that holds for every parameter.
+        proof_class: The strongest class that holds for every parameter and every buffer. A step that leaves other
+            random numbers for the next one is ``BOUNDED``.
         worst: The parameter with the largest relative difference; None where nothing trains.
         per_parameter: One entry a trainable parameter.
         noise_floor: The plain step's own relative error in fp32 against fp64, where it was measured.
         loss_difference: Absolute difference of the two losses.
+        buffers: One entry a buffer of the model after the steps, such as a BatchNorm's statistics.
+        same_random_state: Whether both steps leave the random generators alike.
     """
 
     proof_class: ProofClass
@@ -45,3 +48,5 @@ class ProofReport:
     per_parameter: tuple[GradientDifference, ...]
     noise_floor: float | None
     loss_difference: float
+    buffers: tuple[GradientDifference, ...] = ()
+    same_random_state: bool = True

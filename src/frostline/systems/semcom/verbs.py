@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 
 from frostline.errors import ConfigError
-from frostline.memory import Workload, estimate
-from frostline.records import EvaluationReport, MemoryReport, PeakTable
+from frostline.memory import Workload
+from frostline.records import EvaluationReport, PeakTable
 from frostline.systems.semcom import peak_table as tables
 from frostline.systems.semcom import study
 from frostline.systems.semcom.backbone import shape_image_size
@@ -42,17 +42,12 @@ def blueprint(
         raise ConfigError("the system has 0 trainable parameters: there is no training step to measure")
     setting = _setting(config, _ANSWER_TOKENS)
     row = Row(name="frostline", memory=config.memory)
-    return partial(build_florence, row, setting), partial(build_workload, row, setting)
+    not_seen = (f"answers longer than {_ANSWER_TOKENS} tokens",)
 
+    def build_step(florence: Any) -> Workload:
+        return replace(build_workload(row, setting, florence), not_seen=not_seen)
 
-def estimate_step(config: SemcomConfig) -> MemoryReport:
-    """One training step on fake tensors: no weights, no pictures, no GPU.
-
-    Raises:
-        ConfigError: Nothing trains, or the model's shapes are not known.
-    """
-    report = estimate(*blueprint(config))
-    return replace(report, not_seen=(*report.not_seen, f"answers longer than {_ANSWER_TOKENS} tokens"))
+    return partial(build_florence, row, setting), build_step
 
 
 def evaluate(system: SemcomSystem, baselines: bool, note: Callable[[str], None]) -> EvaluationReport:
