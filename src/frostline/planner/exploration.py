@@ -245,6 +245,7 @@ class Exploration:
             f"  made   {', '.join(places) or 'nothing: it was all there before the step'}",
             *([f"  lines  {', '.join(lines)}"] if lines else []),
             f"  at     {report.peak_at}",
+            *(f"  note   {note}" for note in self.notes),
         ]
         return BudgetError("\n".join(text), smallest_bytes=smallest_bytes, do=_advice(report.resident_bytes, limit))
 

@@ -76,32 +76,61 @@ def plan_workload(
     allow: Iterable[Allowed] = ("exact",),
 ) -> Plan:
     """`plan` for a workload; one that was built on fake tensors is planned inside their mode."""
-    limit = _limit_of(budget)
-    blocks = find_units(workload.model) if units is None else tuple(units)
-    layers = lean_layers(workload.model, beside=blocks) if units is None else ()
-    modules = _modules(workload.model, (*blocks, *layers))
-    allowed = _allowed(allow)
-    tested = {name: module for name, module in modules.items() if name not in layers}
-    impure = impure_units(workload, tested)
-    mixing = mixing_units(workload, tested) if "ROUNDING" in allowed else {}
-    with Runner(workload, modules).opened() as runner:
-        exploration = Exploration(runner, modules, impure, mixing, frozenset(layers), allowed)
-        exploration.look(limit)
-        found = exploration.smallest() if limit == 0 else exploration.fitting(limit)
-    plain = exploration.plain
-    treatments = tuple(each for each in exploration.treatments(found.kinds) if each.kind != KEEP or each.unit in blocks)
-    return Plan(
-        treatments=treatments,
-        budget_bytes=limit,
-        predicted_peak_bytes=found.peak_bytes,
-        resident_bytes=plain.live[0],
-        baseline_peak_bytes=plain.peak_bytes,
-        predicted_cost=found.work / max(1, plain.work) - 1,
-        proof_class=_weakest(treatments),
-        method=runner.method,
-        peak_at=found.peak_at,
-        notes=(*runner.notes, *exploration.notes),
-    )
+    _limit_of(budget)
+    return Planner(workload, units=units, allow=allow).plan(budget)
+
+
+class Planner:
+    """Plans one workload for one budget after another; its units are found and tested once.
+
+    Args:
+        workload: What to plan.
+        units: As of `plan`.
+        allow: As of `plan`.
+
+    Raises:
+        PlanError: A unit that is not in the model, or a class of gradients that is none.
+    """
+
+    def __init__(
+        self, workload: Workload, *, units: Sequence[str] | None = None, allow: Iterable[Allowed] = ("exact",)
+    ) -> None:
+        self._workload, self._allowed = workload, _allowed(allow)
+        self._blocks = find_units(workload.model) if units is None else tuple(units)
+        layers = lean_layers(workload.model, beside=self._blocks) if units is None else ()
+        self._layers = frozenset(layers)
+        self._modules = _modules(workload.model, (*self._blocks, *layers))
+        tested = {name: module for name, module in self._modules.items() if name not in self._layers}
+        self._impure = impure_units(workload, tested)
+        self._mixing = mixing_units(workload, tested) if "ROUNDING" in self._allowed else {}
+
+    def plan(self, budget: Budget) -> Plan:
+        """`plan` for a budget.
+
+        Raises:
+            BudgetError: No plan fits.
+            PlanError: A size that is none.
+        """
+        limit = _limit_of(budget)
+        with Runner(self._workload, self._modules).opened() as runner:
+            exploration = Exploration(runner, self._modules, self._impure, self._mixing, self._layers, self._allowed)
+            exploration.look(limit)
+            found = exploration.smallest() if limit == 0 else exploration.fitting(limit)
+        plain = exploration.plain
+        everything = exploration.treatments(found.kinds)
+        treatments = tuple(each for each in everything if each.kind != KEEP or each.unit not in self._layers)
+        return Plan(
+            treatments=treatments,
+            budget_bytes=limit,
+            predicted_peak_bytes=found.peak_bytes,
+            resident_bytes=plain.live[0],
+            baseline_peak_bytes=plain.peak_bytes,
+            predicted_cost=found.work / max(1, plain.work) - 1,
+            proof_class=_weakest(treatments),
+            method=runner.method,
+            peak_at=found.peak_at,
+            notes=(*runner.notes, *exploration.notes),
+        )
 
 
 def plan_blueprint(

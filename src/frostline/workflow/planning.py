@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from frostline.config import RunConfig
-from frostline.errors import ConfigError, FrostlineError
+from frostline.errors import BudgetError, ConfigError, FrostlineError
 from frostline.memory import Workload
-from frostline.planner import apply_, plan_blueprint, plan_workload, prove
+from frostline.planner import Budget, Planner, apply_, plan_blueprint, plan_workload, prove
 from frostline.records import Plan, ProofReport, from_json
 from frostline.workflow.session import Device, open_group, verbs_of
 
@@ -63,15 +63,59 @@ def prove_system(config: RunConfig, *, plan: Plan | None = None, device: Device 
         group.close()
 
 
+class PlanInForce:
+    """A plan that a workload's model is treated by, until another takes its place.
+
+    Args:
+        work: A step of the model.
+        budget: As of `plan`.
+
+    Attributes:
+        plan: The one in force.
+    """
+
+    def __init__(self, work: Workload, budget: Budget) -> None:
+        self._model, self._planner = work.model, Planner(work)
+        self.plan = self._planner.plan(budget)
+        self._applied = apply_(work.model, self.plan)
+
+    def lower_(self) -> Plan:
+        """Take a tenth off what the step needs beside what is resident, or go to the smallest peak if that is more.
+
+        Returns:
+            The plan that is in force now.
+
+        Raises:
+            BudgetError: The plan in force has the smallest peak. The model is treated by none then.
+        """
+        peak_bytes = self.plan.predicted_peak_bytes
+        self.remove()
+        budget = peak_bytes - max(1, (peak_bytes - self.plan.resident_bytes) // 10)
+        try:
+            self.plan = self._planner.plan(budget)
+        except BudgetError as error:
+            if error.smallest_bytes >= peak_bytes:
+                raise
+            self.plan = self._planner.plan(error.smallest_bytes)
+        self._applied = apply_(self._model, self.plan)
+        return self.plan
+
+    def remove(self) -> None:
+        """Leave the model as it was."""
+        self._applied.remove()
+
+
 @contextmanager
-def planned(config: RunConfig, work: Workload) -> Iterator[Plan | None]:
+def planned(config: RunConfig, work: Workload) -> Iterator[PlanInForce | None]:
     """Treat a workload's model for `memory.budget`, and put it back; without a budget, do nothing."""
     if not config.memory.budget:
         yield None
         return
-    plan = plan_workload(work, budget=config.memory.budget)
-    with apply_(work.model, plan):
-        yield plan
+    in_force = PlanInForce(work, config.memory.budget)
+    try:
+        yield in_force
+    finally:
+        in_force.remove()
 
 
 def read_plan(path: Path) -> Plan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -11,11 +12,11 @@ import yaml
 from frostline.config import RunConfig, dump_config
 from frostline.errors import AuditError, CheckpointError, ConfigError
 from frostline.memory import measure
-from frostline.records import AuditReport, MemoryReport, RunReport, to_json
+from frostline.records import AuditReport, MemoryReport, Plan, RunReport, to_json
 from frostline.training import CheckpointStore, Group, RunLog, run
 from frostline.units import format_bytes, format_seconds
 from frostline.workflow.audit import audit_workload
-from frostline.workflow.planning import planned
+from frostline.workflow.planning import PlanInForce, planned
 from frostline.workflow.session import (
     SILENT,
     Device,
@@ -48,6 +49,9 @@ def train(
     accept: Iterable[str] = (),
 ) -> RunReport:
     """Train, after the first step was audited.
+
+    With `memory.budget`, a step that runs out of memory is undone, planned lower and made again: `plan.json` in `out`
+    is the plan that was last in force. Plans do not change the bits of what is trained.
 
     Args:
         config: Of any system.
@@ -93,7 +97,7 @@ def train(
                 "the system has 0 trainable parameters: it can only be monitored",
                 do=f"run `frostline evaluate {config.SYSTEM}` with the same keys",
             )
-        found, report = _introduce(system, config, out, group, observer, accept, stack)
+        found, report, in_force = _introduce(system, config, out, group, observer, accept, stack)
         if group.is_main:
             (out / "audit.json").write_text(to_json(found, indent=1), encoding="utf-8")
         _check_gradients(found, out)
@@ -114,6 +118,7 @@ def train(
             observer=observer,
             resume=resume,
             known_peak_bytes=report.peak_bytes,
+            relieve=None if in_force is None else partial(_replan, in_force, out, observer),
         )
         if group.is_main:
             (out / "run.json").write_text(to_json(record, indent=1), encoding="utf-8")
@@ -128,24 +133,34 @@ def _introduce(
     observer: RunObserver,
     accept: Iterable[str],
     stack: ExitStack,
-) -> tuple[AuditReport, MemoryReport]:
+) -> tuple[AuditReport, MemoryReport, PlanInForce | None]:
     """Say what trains, fill the cache, put the plan in force until `stack` ends, audit a step and measure it."""
     if group.is_main:
         observer.introduced(system.components(), system.notes())
     system.fill_cache(observer.filling if group.is_main else SILENT.filling)
     work = system.workload()
     system.release_upstream_()
-    plan = stack.enter_context(planned(config, work))
+    in_force = stack.enter_context(planned(config, work))
     found = audit_workload(work, system, accept=accept)
     report = measure(work.step, work.model, optimizers=work.optimizers, inputs=work.inputs)
     if group.is_main:
-        if plan is not None:
-            observer.note(str(plan))
-            (out / "plan.json").write_text(to_json(plan, indent=1), encoding="utf-8")
+        if in_force is not None:
+            _tell_plan(in_force.plan, out, observer)
         observer.note(f"the first step was audited in {format_seconds(found.wall_seconds)}: {_told(found)}")
         peak, resident = format_bytes(report.peak_bytes), format_bytes(report.resident_bytes)
         observer.note(f"one step peaks at {peak}, {resident} of it there before: {report.peak_at}")
-    return found, report
+    return found, report, in_force
+
+
+def _tell_plan(plan: Plan, out: Path, observer: RunObserver) -> None:
+    observer.note(str(plan))
+    (out / "plan.json").write_text(to_json(plan, indent=1), encoding="utf-8")
+
+
+def _replan(in_force: PlanInForce, out: Path, observer: RunObserver, said: str) -> None:
+    """Relieve a run whose step ran out of memory; the step is made again under a lower plan."""
+    observer.note(f"out of memory: the step is undone, planned lower and made again ({said.partition(chr(10))[0]})")
+    _tell_plan(in_force.lower_(), out, observer)
 
 
 def _told(found: AuditReport) -> str:
