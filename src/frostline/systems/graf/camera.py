@@ -1,7 +1,7 @@
 """Where the camera stands, and which ray goes through which point of its image.
 
-The axes: z is up; at azimuth 0 the camera stands on the positive x axis, and moves towards y as azimuth grows; elevation
-is the angle above the horizon. It looks at the origin, its image upright.
+The axes: z is up; at azimuth 0 the camera stands on the positive x axis, and moves towards y as azimuth grows;
+elevation is the angle above the horizon. It looks at the origin, its image upright.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from frostline.errors import ConfigError, ShapeError
@@ -58,8 +57,8 @@ class Discriminator(nn.Module):
         num_features = channels * size**2
         self.score = self._held(nn.Linear(num_features, 1))
         self.condition = self._held(nn.Linear(num_classes + 4 + 3, num_features))
-        self.label_groups = (num_classes, config.azimuth_sectors) if config.label_head == "mce" else ()
-        self.labels = nn.Linear(num_features, sum(self.label_groups)) if self.label_groups else None
+        self.label_groups = (num_classes, config.azimuth_sectors)
+        self.labels = nn.Linear(num_features, sum(self.label_groups)) if config.label_head == "mce" else None
 
     def forward(self, images: Tensor, classes: Tensor, poses: Poses, patch: Patch) -> Verdict:
         """Judge.
@@ -77,7 +76,7 @@ class Discriminator(nn.Module):
         if images.shape != expected:
             raise ShapeError("the images", expected=expected, actual=tuple(images.shape), where="Discriminator")
         features = self.features(images)
-        one_hot = F.one_hot(classes, self.num_classes).to(images.dtype)
+        one_hot = (classes[:, None] == torch.arange(self.num_classes, device=classes.device)).to(images.dtype)
         described = torch.cat([one_hot, poses.features().to(images.dtype), patch.geometry().to(images.dtype)], 1)
         projection = (self.condition(described) * features).sum(1) / features.shape[1] ** 0.5
         return Verdict(self.score(features)[:, 0] + projection, None if self.labels is None else self.labels(features))

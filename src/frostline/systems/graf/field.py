@@ -80,7 +80,7 @@ class Field(nn.Module):
             (B, 2, sum of the layers' widths).
         """
         styles: Tensor = self.mapping(torch.cat([latents, self.classes(classes)], 1))
-        return styles.unflatten(1, (2, -1))
+        return styles.view(len(styles), 2, -1)
 
     def forward(self, points: Tensor, directions: Tensor, styles: Tensor) -> Matter:
         """Ask for some points.

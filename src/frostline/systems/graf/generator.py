@@ -110,7 +110,7 @@ class Generator(nn.Module):
         latents = torch.randn(num, self.config.field.latent_size, generator=generator)
         seeds = torch.randint(2**62, (num,), generator=generator)
         patch = patch or self.sampler.draw(num, step=step, generator=generator, device=device)
-        return Draw(latents.to(device), classes, poses, patch, seeds.to(device))
+        return Draw(latents.to(device, self.field.density.weight.dtype), classes, poses, patch, seeds.to(device))
 
     def forward(
         self,
@@ -137,7 +137,9 @@ class Generator(nn.Module):
                 do="take num-importance above 0 and coarse: own",
             )
         rays = self.camera.rays(draw.poses, draw.patch.points())
+        rays = Rays(*(part.to(draw.latents.dtype) for part in rays))
         fields = [self.field] if self.coarse_field is None else [self.field, self.coarse_field]
+        read = fields if read_coarse else fields[:1]
         styles = tuple(field.styles(draw.latents, draw.classes) for field in fields)
         seeds = ray_seeds(draw.seeds, rays.origins.shape[1])
 
@@ -157,9 +159,8 @@ class Generator(nn.Module):
             return (pixels.colour, scalars) if coarse is None else (pixels.colour, scalars, coarse)
 
         with torch.autocast(draw.latents.device.type, enabled=False):
-            colour, scalars, *coarse = self._map(
-                render, (*rays, seeds), styles, [p for f in fields for p in f.parameters()]
-            )
+            trained = [parameter for field in read for parameter in field.parameters()]
+            colour, scalars, *coarse = self._map(render, (*rays, seeds), styles, trained)
         size = draw.patch.size
         depth, accumulation = _image(scalars, size).split(1, 1)
         return Rendering(_image(colour, size), depth, accumulation, _image(coarse[0], size) if coarse else None)
@@ -198,7 +199,7 @@ def _image(values: Tensor, size: int) -> Tensor:
     """(B, size^2, C) to (B, C, size, size)."""
     if values.shape[1] != size * size:
         raise ShapeError("the pixels", expected=("B", size * size, "C"), actual=tuple(values.shape))
-    return values.transpose(1, 2).unflatten(2, (size, size))
+    return values.transpose(1, 2).reshape(len(values), -1, size, size)
 
 
 def _check(config: GrafSystemConfig) -> None:
@@ -213,7 +214,7 @@ def _check(config: GrafSystemConfig) -> None:
         )
     if ccsr.loss == "adversarial" and not ccsr.field_gradient:
         raise ConfigError(
-            "the discriminator sees only the enlarged image, and its gradient is kept from the field: nothing trains it",
+            "the discriminator sees the enlarged image alone, whose gradient is kept from the field: nothing trains it",
             where="--system.ccsr.loss, --system.ccsr.field-gradient",
             do="take ccsr.field_gradient: true, or ccsr.loss: consistency",
         )

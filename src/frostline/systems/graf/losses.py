@@ -16,12 +16,12 @@ def real_loss(scores: Tensor) -> Tensor:
 
     Source: Goodfellow et al., Generative adversarial nets (2014), the non-saturating form.
     """
-    return F.softplus(-scores.float() if scores.dtype != torch.float64 else -scores).mean()
+    return F.softplus(-_wide(scores)).mean()
 
 
 def fake_loss(scores: Tensor) -> Tensor:
     """Mean of -log(1 - sigmoid(score)): what a discriminator pays for generated images."""
-    return F.softplus(scores.float() if scores.dtype != torch.float64 else scores).mean()
+    return F.softplus(_wide(scores)).mean()
 
 
 def r1_penalty(score: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
@@ -42,13 +42,17 @@ def r1_penalty(score: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     Source: Mescheder et al., Which training methods for GANs do actually converge? (2018), equation 9.
     """
     with torch.autocast(images.device.type, enabled=False):
-        images = images.detach().to(torch.promote_types(images.dtype, torch.float32)).requires_grad_()
+        images = _wide(images.detach()).clone().requires_grad_()
         scores = score(images)
         if scores.shape != images.shape[:1]:
             raise ShapeError("the scores", expected=(len(images),), actual=tuple(scores.shape), where="r1_penalty")
         if not scores.requires_grad:
-            raise StepError("the score does not depend on the images", where="r1_penalty", do="call it with gradients")
-        (gradient,) = torch.autograd.grad(scores.sum(), images, create_graph=True)
+            raise StepError(
+                "the score has no graph", where="r1_penalty", do="let it depend on the images, outside no_grad"
+            )
+        (gradient,) = torch.autograd.grad(scores.sum(), images, create_graph=True, allow_unused=True)
+        if gradient is None:
+            raise StepError("the score does not depend on the images", where="r1_penalty")
         return 0.5 * gradient.square().flatten(1).sum(1).mean()
 
 
@@ -74,6 +78,10 @@ def label_loss(logits: Tensor, labels: Sequence[Tensor], groups: Sequence[int]) 
     if logits.shape[1:] != (sum(groups),) or len(labels) != len(groups):
         expected = ("B", f"{sum(groups)} for {len(labels)} groups of {tuple(groups)}")
         raise ShapeError("the logits", expected=expected, actual=tuple(logits.shape), where="label_loss")
-    parts = logits.to(torch.promote_types(logits.dtype, torch.float32)).split(list(groups), 1)
+    parts = _wide(logits).split(list(groups), 1)
     losses = [F.cross_entropy(part, label) for part, label in zip(parts, labels, strict=True)]
     return torch.stack(losses).sum()
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))

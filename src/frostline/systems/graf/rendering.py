@@ -104,7 +104,7 @@ class Renderer:
         return F.pad(F.pad(middles, (1, 0), value=self.near), (0, 1), value=self.far)
 
     def weights(self, density: Tensor, distances: Tensor) -> Tensor:
-        """The share of a ray that each cell stops: exact where density is constant in each cell, and alive in all of it.
+        """The share of a ray that each cell stops: exact where density is constant in the cell.
 
         Args:
             density: 0 or more, (B, N, S).
