@@ -1,6 +1,7 @@
 """A machine with little memory."""
 
 import weakref
+from functools import partial
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
@@ -22,25 +23,25 @@ class AllocationLimit(TorchDispatchMode):
         self._alive = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        before = self.live_bytes
         known = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if self._counts(t)}
         out = func(*args, **(kwargs or {}))
         for tensor in filter(self._counts, tree_leaves(out)):
             storage = tensor.untyped_storage()
             key = storage._cdata
             if key not in known and key not in self._alive:
-                self._alive[key] = weakref.ref(
-                    storage, lambda _, key=key, size=storage.nbytes(): self._freed(key, size)
-                )
-                self.live_bytes += storage.nbytes()
+                num_bytes = storage.nbytes()
+                self._alive[key] = weakref.ref(storage, partial(self._freed, key, num_bytes))
+                self.live_bytes += num_bytes
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
-        if self.live_bytes > self.limit_bytes:
+        if self.live_bytes > max(before, self.limit_bytes):
             self.num_failures += 1
             raise torch.OutOfMemoryError(f"{self.live_bytes} bytes are more than {self.limit_bytes}")
         return out
 
-    def _freed(self, key, size):
+    def _freed(self, key, num_bytes, _):
         del self._alive[key]
-        self.live_bytes -= size
+        self.live_bytes -= num_bytes
 
     @staticmethod
     def _counts(tensor):

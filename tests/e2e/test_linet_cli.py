@@ -84,7 +84,7 @@ def test_what_is_recomputed_and_a_budget_change_no_bit(tmp_path, capsys):
     for other in ("blocks", "budget"):
         assert all(torch.equal(tensor, plain[name]) for name, tensor in weights(tmp_path / other).items())
     peaks = {name: from_json((tmp_path / name / "memory.json").read_text()).peak_bytes for name in ("plain", "budget")}
-    assert peaks["budget"] < 0.9 * peaks["plain"]
+    assert peaks["budget"] < 0.95 * peaks["plain"]
 
 
 def test_the_step_is_predicted_measured_planned_proven_and_audited(capsys):
