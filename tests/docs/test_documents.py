@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ["README.md", "docs/audit.md", "docs/memory.md", "docs/semcom.md"]
+DOCUMENTS = ["README.md", "docs/audit.md", "docs/memory.md", "docs/plan.md", "docs/semcom.md"]
 
 
 @pytest.mark.parametrize("document", [name for name in DOCUMENTS if name != "docs/memory.md"])  # it has its own test
@@ -23,7 +23,7 @@ def test_commands_in_the_documents_parse(document, tmp_path, monkeypatch, capsys
     from frostline.cli.main import main
 
     text = (ROOT / document).read_text().replace("\\\n", " ")
-    verbs = r"frostline ((?:train|audit|measure|evaluate) [^`\n]*)"
+    verbs = r"frostline ((?:train|audit|measure|plan|prove|evaluate) [^`\n]*)"
     commands = re.findall(rf"(?:^|`|torchrun --nproc-per-node 2 -m ){verbs}", text, re.M)
     commands = [command for command in commands if ".py" not in command]  # a script is run, not resolved
     assert commands

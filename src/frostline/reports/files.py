@@ -13,7 +13,7 @@ _COLOURS = ("#0b7285", "#868e96", "#e8590c", "#7048e8", "#c92a2a", "#2b8a3e", "#
 
 
 def write_csv(report: EvaluationReport, path: Path) -> None:
-    """One line a point: quantity, method, x, y."""
+    """One line a point: quantity, method, x, y; and one line a single number, without an x."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["quantity", "method", report.x_name, "value", "note"])
@@ -21,6 +21,7 @@ def write_csv(report: EvaluationReport, path: Path) -> None:
             writer.writerows(
                 (curve.y_name, curve.name, x, y, curve.note) for x, y in zip(curve.x, curve.y, strict=True)
             )
+        writer.writerows((name, "", "", value, "") for name, value in report.facts.items())
 
 
 def write_curves(report: EvaluationReport, path: Path) -> None:
