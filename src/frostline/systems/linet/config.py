@@ -58,6 +58,8 @@ class LinetSystemConfig(SystemConfig):
     """Epochs over which the rate becomes the final one; 0 for at once."""
     modality_dropout_schedule: Literal["up", "down"] = "up"
     """Whether the initial rate is 0 or 1."""
+    batch_statistics: Literal["process", "all"] = "process"
+    """Whose samples a batch's statistics are of, where several processes train: each one's own, or all together."""
     recompute: Literal["none", "activations", "outputs", "blocks"] = "outputs"
     """What each block makes again in backward: nothing, what follows a normalisation inside it, its output too, or
     all but its output, which costs its convolutions once more. Gradients and statistics stay the same. With a

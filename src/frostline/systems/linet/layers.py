@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from frostline.systems.linet.compact import Rows
+from frostline.systems.linet.synchronised import normalise_by, normalise_together, track_together_
 from frostline.systems.linet.treatment import Kind, Recall
 
 Initialisation = Literal["kaiming", "published"]
@@ -130,6 +131,7 @@ class LIBatchNorm2d(nn.Module):
 
     Attributes:
         frozen_streams: Numbers of streams whose statistics stand still.
+        synchronised: Whether a batch is that of all processes; see `synchronise_`.
     """
 
     num_batches_tracked: Tensor
@@ -146,6 +148,7 @@ class LIBatchNorm2d(nn.Module):
         super().__init__()
         self.eps, self.momentum, self.streams_end = eps, momentum, streams_end
         self.frozen_streams: frozenset[int] = frozenset()
+        self.synchronised = False
         collect = _Buffers if streams_end else nn.ParameterList
         self.stream_weights = collect([torch.ones(num) for num in channels])
         self.stream_biases = collect([torch.zeros(num) for num in channels])
@@ -224,6 +227,13 @@ class LIBatchNorm2d(nn.Module):
         recall: Recall,
         frozen: bool = False,
     ) -> Tensor:
+        if self.synchronised and self.training and not frozen:
+            running = None if momentum is None else statistics
+            out, mean, var = normalise_together(raw, weight, bias, self.eps, running=running, momentum=momentum or 0.0)
+            if len(raw):
+                make = partial(_normalise_by_and_finish, self.eps, relu)
+                recall.add(kind, out, make, raw, weight, bias, shortcut, mean, var)
+            return finish_(out, relu, shortcut)
         if len(raw) == 0:  # no kernel for it; the sum keeps every parameter in the graph
             nothing = raw * _channels(weight).to(raw.dtype) + _channels(bias).to(raw.dtype)
             return finish_(nothing, relu, shortcut)
@@ -237,7 +247,9 @@ class LIBatchNorm2d(nn.Module):
         return finish_(out, relu, shortcut)
 
     def _track_(self, raw: Tensor, mean: Tensor, var: Tensor, momentum: float | None) -> None:
-        if momentum is not None and num_values(raw) > 1:
+        if momentum is not None and self.synchronised:
+            track_together_(raw, (mean, var), momentum)
+        elif momentum is not None and num_values(raw) > 1:
             torch.batch_norm_update_stats(raw.detach(), mean, var, momentum)
 
 
@@ -281,6 +293,29 @@ def _normalise_and_finish(
     eps: float, relu: bool, raw: Tensor, weight: Tensor, bias: Tensor, shortcut: Tensor | None
 ) -> Tensor:
     return finish_(normalise(raw, weight, bias, eps), relu, shortcut)
+
+
+def _normalise_by_and_finish(
+    eps: float,
+    relu: bool,
+    raw: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    shortcut: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+) -> Tensor:
+    return finish_(normalise_by(raw, mean, var, weight, bias, eps), relu, shortcut)
+
+
+def synchronise_(module: nn.Module, synchronised: bool = True) -> None:
+    """Let every batch normalisation inside take the batches of all processes as one.
+
+    All processes must make their steps together. The stem is then not fused: what it saves is kept.
+    """
+    for part in module.modules():
+        if isinstance(part, LIBatchNorm2d):
+            part.synchronised = synchronised
 
 
 def _channels(vector: Tensor) -> Tensor:

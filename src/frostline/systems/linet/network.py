@@ -271,7 +271,8 @@ class LINet(nn.Module):
         if self.missing_embeddings is not None:
             missing = (~rows.availability).to(self.missing_embeddings.dtype)
             fill = missing @ self.missing_embeddings
-        if self.treatment.stem_slices and self.training and torch.is_grad_enabled():
+        trains = self.training and torch.is_grad_enabled() and not self.bn1.synchronised
+        if self.treatment.stem_slices and trains:
             return fused_stem(self.conv1, self.bn1, streams, fill, rows, self.treatment.stem_slices)
         return plain_stem(self.conv1, self.bn1, streams, fill, rows, Recall(recipes))
 

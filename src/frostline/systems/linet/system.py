@@ -19,6 +19,7 @@ from frostline.systems.linet.build import build_modality_dropout, build_network
 from frostline.systems.linet.config import LinetConfig
 from frostline.systems.linet.data import Collate, LinetDataset, open_source
 from frostline.systems.linet.groups import parameter_groups
+from frostline.systems.linet.layers import synchronise_
 from frostline.systems.linet.network import LINet
 from frostline.systems.linet.objectives import classification_loss
 from frostline.systems.linet.sources import CHANNELS, STREAMS, Source
@@ -60,6 +61,7 @@ class LinetSystem:
         torch.manual_seed(config.training.seed)
         self.model = build_network(config.system, num_classes).to(group.device)
         self.model.norm_stats = self.source.norm_stats
+        synchronise_(self.model, group.world_size > 1 and config.system.batch_statistics == "all")
         self.choice: Choice | None = None
         self.dropout = build_modality_dropout(config.system)
         self.phases: tuple[Phase, ...] = (network_phase(self.model, self.loss, config.training, group.device),)
@@ -134,7 +136,9 @@ class LinetSystem:
                 f" {last:g} in the last"
             )
         lines.append(str(self.choice or self.model.treatment))
-        if self.group.world_size > 1:
+        if self.model.bn1.synchronised:
+            lines.append("batch statistics are of all processes together; the stem keeps what it saves")
+        elif self.group.world_size > 1:
             lines.append("batch statistics are each process's own; the main one's running statistics are kept")
         return tuple(lines)
 
