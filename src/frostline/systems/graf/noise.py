@@ -46,9 +46,8 @@ def uniform(seeds: Tensor, num: int, *, stream: int, dtype: torch.dtype) -> Tens
 
 
 def normal(seeds: Tensor, num: int, *, stream: int, dtype: torch.dtype) -> Tensor:
-    """Standard normal numbers, (..., num): Box and Muller (1958), cosine branch; they use two streams."""
-    radius = uniform(seeds, num, stream=stream, dtype=dtype).log().mul(-2).sqrt()
-    return radius * (2 * math.pi * uniform(seeds, num, stream=stream + 1, dtype=dtype)).cos()
+    """Standard normal numbers, (..., num): the quantiles of `uniform`, up to 5.4 standard deviations."""
+    return (2 * uniform(seeds, num, stream=stream, dtype=dtype) - 1).erfinv() * math.sqrt(2)
 
 
 def _counter(num: int, device: torch.device) -> Tensor:

@@ -95,8 +95,8 @@ ROWS = (
     Row(name="frostline", chunk_rays=32, recompute="deferred"),
 )
 WHOLE_IMAGE_ROWS = (
-    *(replace(row, chunk_rays=128 if row.recompute == "deferred" else row.chunk_rays) for row in ROWS),
-    Row(name="frostline-with-discriminator", chunk_rays=128, recompute="deferred", discriminator=True),
+    *(replace(row, chunk_rays=192 if row.recompute == "deferred" else row.chunk_rays) for row in ROWS),
+    Row(name="frostline-with-discriminator", chunk_rays=192, recompute="deferred", discriminator=True),
 )
 
 

@@ -17,7 +17,7 @@ from frostline.systems.graf.config import RenderingConfig
 from frostline.systems.graf.field import Field
 from frostline.systems.graf.noise import normal, uniform
 
-_PLACES, _MORE_PLACES, _NOISE, _MORE_NOISE = 0, 1, 2, 4  # streams of random numbers; normal ones take two
+_PLACES, _MORE_PLACES, _NOISE, _MORE_NOISE = range(4)  # streams of random numbers
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Renderer:
             distances: Increasing, (B, N, S).
             seeds: Of the rays, (B, N), for the noise on densities.
             noise_std: Of that noise.
-            noise_stream: Of its random numbers; the next one is used too.
+            noise_stream: Of its random numbers.
         """
         config = self._config
         points = torch.addcmul(rays.origins[:, :, None], rays.directions[:, :, None], distances[..., None])
