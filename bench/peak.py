@@ -2,7 +2,9 @@
 
 semcom's bytes are counted at a size that matters, on fake tensors, so neither weights nor a GPU are needed; gradients
 are compared, and times taken, on real tensors at a size that runs anywhere. linet runs every row on the CPU, in 4 GB
-and a few minutes at the default size; its gradients are compared in float64 at a small one.
+and a few minutes at the default size; its gradients are compared in float64 at a small one. graf's bytes are counted
+on fake tensors, at GRAF's default size or of whole images (``--image N``); ``--real`` really runs every row, in 11 GB
+at the default size. Gradients and times are from real tensors at a size that runs anywhere.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from rich.console import Console
 from frostline.errors import ConfigError, DeviceError, FrostlineError
 from frostline.records import PeakTable
 from frostline.reports.terminal import peak_table_view
+from frostline.systems.graf import peak_table as graf_table
 from frostline.systems.linet import peak_table as linet_table
 from frostline.systems.semcom.config import SemcomSystemConfig
 from frostline.systems.semcom.peak_table import Setting, peak_table
@@ -45,7 +48,19 @@ def linet(arguments: argparse.Namespace) -> PeakTable:
     return linet_table.peak_table(setting, proof)
 
 
-SYSTEMS = {"semcom": semcom, "linet": linet}
+def graf(arguments: argparse.Namespace) -> PeakTable:
+    """A radiance-field GAN with super-resolution: the generator's step."""
+    if arguments.device != "cpu" or arguments.image < 0:
+        raise ConfigError("graf is measured on the CPU, and an image has a positive side", do="leave out --device")
+    proof = graf_table.Setting(batch_size=2, image_size=16, channels=32, superres_width=16, num_rounds=3)
+    setting = graf_table.Setting()
+    if arguments.image:
+        setting = graf_table.Setting(batch_size=1, image_size=arguments.image, whole_image=True)
+        proof = dataclasses.replace(proof, batch_size=1, whole_image=True)
+    return graf_table.peak_table(setting, proof, fake=not arguments.real)
+
+
+SYSTEMS = {"semcom": semcom, "linet": linet, "graf": graf}
 
 
 def main() -> int:
@@ -54,7 +69,7 @@ def main() -> int:
     parser.add_argument("system", choices=SYSTEMS)
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--fake", action="store_true", help="count bytes on fake tensors (the default)")
-    kind.add_argument("--real", action="store_true", help="really run every row, at 9 to 26 GB for the defaults")
+    kind.add_argument("--real", action="store_true", help="really run every row: 9 to 26 GB for the defaults")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda really runs every row there")
     parser.add_argument("--model", default=Setting().system.model)
     parser.add_argument("--batch-size", type=int, default=Setting.batch_size)
@@ -63,6 +78,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=linet_table.Setting.batch_size, help="linet: samples")
     parser.add_argument("--size", type=int, default=linet_table.Setting.image_size, help="linet: pixels")
     parser.add_argument("--rate", type=float, default=linet_table.Setting.rate, help="linet: of modality dropout")
+    parser.add_argument("--image", type=int, default=0, help="graf: side of a whole rendered image; 0 for GRAF's patch")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     try:

@@ -56,7 +56,9 @@ def test_train_and_evaluate_write_their_files(tmp_path, capsys):
     assert isinstance(report, EvaluationReport) and report.facts["num_test_samples"] == 20
     with (tmp_path / "run" / "evaluation.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert {row["method"] for row in rows} == {"each stream lost by itself", "only colour", "only depth"}
+    assert {row["method"] for row in rows} == {"", "each stream lost by itself", "only colour", "only depth"}
+    table = {row["quantity"]: float(row["value"]) for row in rows if not row["method"]}
+    assert table == report.facts and "accuracy, mean of combinations" in table
     assert (tmp_path / "run" / "evaluation.png").stat().st_size > 10_000
     assert run("report", tmp_path / "run", "--html", tmp_path / "page.html") == 0
     assert "each stream lost by itself" in (tmp_path / "page.html").read_text()

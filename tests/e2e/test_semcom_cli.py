@@ -222,7 +222,8 @@ def test_evaluate_writes_curves_a_table_and_a_picture(tmp_path, capsys):
     methods = {row["method"] for row in rows}
     assert "trained codec" in methods
     assert any(name.startswith("raw features") for name in methods)
-    assert {float(row["Es/N0 in dB"]) for row in rows} == {-6.0, -3.0, 0.0, 3.0, 6.0, 10.0, 15.0}
+    points = [row["Es/N0 in dB"] for row in rows if row["method"]]
+    assert {float(point) for point in points} == {-6.0, -3.0, 0.0, 3.0, 6.0, 10.0, 15.0}
     with Image.open(tmp_path / "run" / "evaluation.png") as picture:
         assert picture.size[0] > 800
 
