@@ -132,7 +132,7 @@ def exhaustive(name: str, workload: Workload) -> list[dict[str, Any]]:
     with Runner(workload, modules).opened() as runner:
         exploration = Exploration(runner, modules, impure, {}, frozenset(), ("EXACT",))
         exploration.look(0)
-        tried = [exploration.try_(kinds) for kinds in product(*exploration.kinds)]
+        tried = [exploration.run(kinds) for kinds in product(*exploration.kinds)]
         plain = exploration.plain
     low, high = min(found.peak_bytes for found in tried), plain.peak_bytes
     rows = []

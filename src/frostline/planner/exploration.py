@@ -19,9 +19,8 @@ from frostline.units import format_bytes
 Kinds = tuple[str, ...]
 _ATTEMPTS = 12
 _MAX_CHANGES = 32
-_EXACT = 1e-3
-_OFF = 1.05
-"""How far above a run the program's peak may lie before the run is not worth its time."""
+_CHEAPER = 1e-5
+"""A share of the step's work that is worth a run."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ class Exploration:
         target = float(limit)
         for _ in range(_ATTEMPTS):
             kinds = self._program.cheapest(target)
-            over = 0 if kinds is None else self.try_(kinds).peak_bytes - limit
+            over = 0 if kinds is None else self.run(kinds).peak_bytes - limit
             if over <= 0:
                 break
             target -= over
@@ -108,12 +107,12 @@ class Exploration:
 
     def smallest(self) -> Found:
         """The smallest peak that a run has shown, and among the choices tried the least work for it."""
-        self.try_(self._program.smallest())
+        self.run(self._program.smallest())
         found = self._improved(min(self._tried.values(), key=_by_peak), 0)
         for slack in (1.0, 1.001):
             kinds = self._program.cheapest(found.peak_bytes * slack)
             if kinds is not None:
-                self.try_(kinds)
+                self.run(kinds)
         return min(self._tried.values(), key=_by_peak)
 
     def treatments(self, kinds: Kinds) -> tuple[Treatment, ...]:
@@ -126,7 +125,7 @@ class Exploration:
     def _chosen(self, kinds: Kinds) -> tuple[Treatment, ...]:
         return tuple(treatment for treatment in self.treatments(kinds) if treatment.kind != KEEP)
 
-    def try_(self, kinds: Kinds) -> Found:
+    def run(self, kinds: Kinds) -> Found:
         """Run a choice, once."""
         if kinds not in self._tried:
             self._tried[kinds] = _found(kinds, self.runner.run(self._chosen(kinds)))
@@ -160,50 +159,40 @@ class Exploration:
         """Change one or two units at a time for less work within a limit, or with none for a smaller peak.
 
         What neighbours share is held by one of them, and by which depends on both: there the program's peaks are too
-        high. Where they are right, it has found the best already.
+        high. By how much they may be is taken from the runs so far; where they are right, nothing is left to try.
         """
-        if self._program_is_right():
-            return found
+        self.run(tuple(kinds[(unit + 1) % len(kinds)] for unit, kinds in enumerate(self.kinds)))
         num_left = _MAX_CHANGES
         while True:
             for kinds in self._changes(found, limit):
                 if not num_left:
                     return found
                 num_left -= 1
-                other = self.try_(kinds)
+                other = self.run(kinds)
                 if other.peak_bytes <= limit or (not limit and other.peak_bytes < found.peak_bytes):
                     found = other
                     break
             else:
                 return found
 
-    def _program_is_right(self) -> bool:
-        """Whether the program has foretold every run, one in which neighbours differ among them."""
-        self.try_(tuple(kinds[(unit + 1) % len(kinds)] for unit, kinds in enumerate(self.kinds)))
-        known = [
-            found
-            for found in self._tried.values()
-            if all(kind in kinds for kind, kinds in zip(found.kinds, self.kinds, strict=True))
-        ]
-        return all(
-            abs(self._program.peak_bytes(found.kinds) - found.peak_bytes) <= _EXACT * found.peak_bytes
-            for found in known
-        )
-
     def _changes(self, found: Found, limit: int) -> list[Kinds]:
-        """Untried neighbours of a choice that may be better, the most promising first."""
-        program, at_most = self._program, _OFF * (limit or found.peak_bytes)
-        cost = program.cost(found.kinds)
-        scored = [
-            (program.cost(kinds), program.peak_bytes(kinds), kinds)
-            for kinds in self._neighbours(found.kinds)
-            if kinds not in self._tried
-        ]
-        if limit:
-            scored = [each for each in scored if each[0] < cost and each[1] <= at_most]
-        else:
-            scored = [(peak, cost, kinds) for cost, peak, kinds in scored if peak <= at_most]
-        return [kinds for *_, kinds in sorted(scored)]
+        """Untried neighbours of a choice that may be better, the most promising first; one of those that look alike."""
+        program, at_most = self._program, (1 + 2 * self._excess()) * (limit or found.peak_bytes - 1)
+        cost = program.cost(found.kinds) - _CHEAPER
+        better: dict[tuple[float, float], Kinds] = {}
+        for kinds in self._neighbours(found.kinds):
+            of_kinds = program.cost(kinds), program.peak_bytes(kinds)
+            if kinds not in self._tried and of_kinds[1] <= at_most and not (limit and of_kinds[0] >= cost):
+                better.setdefault(of_kinds if limit else of_kinds[::-1], kinds)
+        return [better[key] for key in sorted(better)]
+
+    def _excess(self) -> float:
+        """By how much the program's peaks were above those of runs, at most, as a share."""
+        known = (found for found in self._tried.values() if self._can_be_chosen(found.kinds))
+        return max(0.0, *(self._program.peak_bytes(found.kinds) / found.peak_bytes - 1 for found in known))
+
+    def _can_be_chosen(self, kinds: Kinds) -> bool:
+        return all(kind in others for kind, others in zip(kinds, self.kinds, strict=True))
 
     def _neighbours(self, kinds: Kinds) -> Iterator[Kinds]:
         for num_changes in (1, 2):
