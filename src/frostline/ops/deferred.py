@@ -231,7 +231,7 @@ def _refuse_strangers(outputs: Sequence[Tensor], known: Sequence[Tensor]) -> Non
     seen = set(waiting)
     while waiting:
         node = waiting.pop()
-        leaf = node.variable if type(node).__name__ == "AccumulateGrad" else None
+        leaf = getattr(node, "variable", None) if type(node).__name__ == "AccumulateGrad" else None
         if leaf is not None and id(leaf) not in expected:
             raise StepError(
                 f"deferred_map's function trains a tensor of shape {tuple(leaf.shape)} that it was not given",
