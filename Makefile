@@ -21,7 +21,7 @@ demo: $(STAMP)  ## train a codec inside a frozen Florence-2, in a few minutes on
 	$(BIN)/frostline demo
 
 test: $(STAMP)  ## run the test suite
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "not gpu and not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal -m "not gpu and not slow"
 
 check: $(STAMP)  ## ruff, mypy --strict, import contracts
 	$(BIN)/ruff format --check .
