@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from frostline.records import Plan, ProofReport
+from frostline.records import Plan, ProofCheck, ProofReport
 from frostline.units import format_bytes
 
 _MAX_PARAMETERS = 8
@@ -57,7 +57,18 @@ def proof_view(report: ProofReport, plan: Plan) -> RenderableType:
     table = _table("parameter or buffer", ">max difference", ">cosine")
     for difference in unequal[:_MAX_PARAMETERS]:
         table.add_row(escape(difference.name), f"{difference.max_relative:.2e}", f"{difference.cosine:.6f}")
-    return Group(*lines, *([table] if unequal else []))
+    return Group(*lines, *([table] if unequal else []), *checks_view(report.checks))
+
+
+def checks_view(checks: tuple[ProofCheck, ...]) -> list[RenderableType]:
+    """What else a system proves, a line each."""
+    if not checks:
+        return []
+    table = _table("check", "verdict", "")
+    for check in checks:
+        style = {"BOUNDED": "bold red", "none": "bold red", "refused": "yellow"}.get(check.verdict, "green")
+        table.add_row(escape(check.name), Text(check.verdict, style=style), escape(check.text))
+    return [Text("\nchecks", style="bold"), table]
 
 
 def _table(*columns: str) -> Table:

@@ -19,7 +19,7 @@ from frostline.records import (
     RunReport,
     StepRecord,
 )
-from frostline.reports.plans import plan_view
+from frostline.reports.plans import checks_view, plan_view
 from frostline.reports.terminal import audit_view, evaluation_view, memory_view, peak_table_view, run_view
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -78,7 +78,7 @@ def proof_lines(report: ProofReport) -> RenderableType:
         lines.append(Text(f"  noise floor       {report.noise_floor:.3g}"))
     if report.worst is not None and not report.worst.equal:
         lines.append(Text(f"  worst             {report.worst.name}, {report.worst.max_relative:.2e}"))
-    return Group(*lines)
+    return Group(*lines, *checks_view(report.checks))
 
 
 def steps_view(steps: Sequence[StepRecord]) -> RenderableType:

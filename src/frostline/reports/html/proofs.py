@@ -43,6 +43,7 @@ def proof_section(report: ProofReport, limits: Limits) -> Section:
         "loss difference": f"{report.loss_difference:.3g}",
         "noise floor": "" if report.noise_floor is None else f"{report.noise_floor:.3g}, fp32 against fp64",
         "worst": "" if report.worst is None or report.worst.equal else _worst(report.worst),
+        **{check.name: f"{check.verdict}: {check.text}" for check in report.checks},
     }
     view = ProofView(
         report=report,
