@@ -226,17 +226,20 @@ def timed(workload: Workload) -> float:
     return time.process_time() - start
 
 
+def _bytes_of(files: Sequence[Path]) -> bytes:
+    return b"".join(path.read_bytes() for path in files)
+
+
+# Read when the code is imported: files that change during a run are not what its cells were measured with.
+_MODELS_SOURCE = _bytes_of([Path(__file__).with_name("peer_models.py")])
+_OUR_SOURCES = _bytes_of(sorted(path for room in ("ops", "planner") for path in (_SOURCES / room).rglob("*.py")))
+
+
 def version(method: Method) -> str:
     """Changes with what may change a cell: models, method, torch and transformers, and for our rows our sources."""
-    files = [Path(__file__).with_name("peer_models.py")]
-    if method.ours:
-        files += sorted(path for room in ("ops", "planner") for path in (_SOURCES / room).rglob("*.py"))
-    digest = hashlib.sha256()
-    for text in (torch.__version__, importlib.metadata.version("transformers"), method.source):
-        digest.update(text.encode())
-    for path in files:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
+    packages = (torch.__version__, importlib.metadata.version("transformers"), method.source)
+    sources = _MODELS_SOURCE + (_OUR_SOURCES if method.ours else b"")
+    return hashlib.sha256("".join(packages).encode() + sources).hexdigest()[:12]
 
 
 def package_version(method: Method) -> str:
