@@ -33,9 +33,12 @@ def prove(
     The step is really run, as it is and under the plan, from the same values
     and random numbers, and the gradients are compared. Every key of the
     configuration is a word; `frostline prove semcom --help` lists them.
+    A system with treatments of its own needs no budget, and proves more:
 
-    Exit codes: 0 the gradients are as the plan says, 1 they are further apart
-    or no plan fits the budget, 2 it could not be proved.
+    frostline prove linet
+
+    Exit codes: 0 the gradients are as the plan says, 1 they are further apart,
+    a check failed or no plan fits the budget, 2 it could not be proved.
     """
     request = read_request(config, words)
     if print_config:
@@ -47,5 +50,7 @@ def prove(
 
     report, proved = prove_system(request, plan=None if plan is None else read_plan(plan), device=device)
     output(to_json(report, indent=1) if json else proof_view(report, proved))
+    if not report.checks_pass:
+        return 1
     order = ("EXACT", "ROUNDING", "BOUNDED", "none")
     return int(order.index(report.proof_class) > order.index(proved.proof_class))

@@ -12,7 +12,7 @@ from frostline.errors import BudgetError, ConfigError, FrostlineError
 from frostline.memory import Workload
 from frostline.planner import Budget, Planner, apply_, plan_blueprint, plan_workload, prove
 from frostline.records import Plan, ProofReport, from_json
-from frostline.workflow.session import Device, open_group, verbs_of
+from frostline.workflow.session import Device, OwnTreatments, open_group, verbs_of
 
 
 def plan_system(config: RunConfig) -> Plan:
@@ -26,7 +26,10 @@ def plan_system(config: RunConfig) -> Plan:
         BudgetError: No plan fits.
     """
     _require_budget(config)
-    return plan_blueprint(*verbs_of(config).blueprint(config), budget=config.memory.budget)
+    verbs = verbs_of(config)
+    if isinstance(verbs, OwnTreatments):
+        return verbs.plan(config)
+    return plan_blueprint(*verbs.blueprint(config), budget=config.memory.budget)
 
 
 def prove_system(config: RunConfig, *, plan: Plan | None = None, device: Device = "auto") -> tuple[ProofReport, Plan]:
@@ -34,7 +37,8 @@ def prove_system(config: RunConfig, *, plan: Plan | None = None, device: Device 
 
     Args:
         config: Of any system.
-        plan: What to prove; made for `memory.budget` where it is left out.
+        plan: What to prove; made for `memory.budget` where it is left out. A system with treatments of its own proves
+            its configuration's where there is no budget either.
         device: Where the steps run; ``auto`` takes a GPU where there is one.
 
     Returns:
@@ -45,13 +49,16 @@ def prove_system(config: RunConfig, *, plan: Plan | None = None, device: Device 
         BudgetError: No plan fits.
         PlanError: The plan is for another model.
     """
-    if plan is None:
-        _require_budget(config)
-    else:
-        config = replace(config, memory=replace(config.memory, checkpoint="none", budget=""))
     verbs = verbs_of(config)
+    own = verbs if isinstance(verbs, OwnTreatments) else None
+    if plan is None and own is None:
+        _require_budget(config)
+    if plan is not None:
+        config = replace(config, memory=replace(config.memory, checkpoint="none", budget=""))
     group = open_group(device)
     try:
+        if own is not None:
+            return own.prove(config, plan, group)
         system = verbs.build(config, group, None)
         if not system.phases:
             raise ConfigError("the system has 0 trainable parameters: there is no training step to prove")

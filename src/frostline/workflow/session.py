@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ from torch import nn
 from frostline.config import RunConfig
 from frostline.errors import ConfigError, DeviceError
 from frostline.memory import Workload
-from frostline.records import Component, EvaluationReport, PeakTable, StepRecord
+from frostline.records import Component, EvaluationReport, PeakTable, Plan, ProofReport, StepRecord
 from frostline.systems.registry import system_verbs
 from frostline.training import Group, Observer, System
 
@@ -62,6 +62,19 @@ class Verbs(Protocol):
 
     def evaluate(self, system: TrainableSystem, baselines: bool, note: Callable[[str], None]) -> EvaluationReport:
         """How good it is."""
+        ...
+
+
+@runtime_checkable
+class OwnTreatments(Protocol):
+    """What the verbs of a system also have whose network is treated from inside, not by the planner."""
+
+    def plan(self, config: RunConfig) -> Plan:
+        """The cheapest of its treatments that fits `memory.budget`."""
+        ...
+
+    def prove(self, config: RunConfig, plan: Plan | None, group: Group) -> tuple[ProofReport, Plan]:
+        """Compare a training step under a plan, or under the configuration, with the plain one."""
         ...
 
 

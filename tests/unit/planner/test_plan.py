@@ -1,17 +1,29 @@
 """A plan is what a run of the planned step needs, and its gradients are the plain step's."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planner_toys import Transformer, convolutions, mlp, squares, stack, transformer
+from planner_toys import Transformer, conv_block, convolutions, mlp, squares, stack, transformer
 from torch import nn
 
 from frostline.errors import BudgetError, PlanError
 from frostline.memory import Workload, measure
-from frostline.planner import apply_, largest_batch, plan, plan_blueprint, plan_workload, prove
+from frostline.planner import (
+    Planner,
+    apply_,
+    find_units,
+    largest_batch,
+    plan,
+    plan_blueprint,
+    plan_workload,
+    prove,
+)
+from frostline.planner.exploration import Exploration, Found
+from frostline.planner.running import Runner
 from frostline.records import Plan
 
 
@@ -363,3 +375,44 @@ def test_what_is_only_bounded_is_chosen_where_it_is_allowed_and_nowhere_else():
     assert made.proof_class == "BOUNDED"
     assert real_peak(work, made) == pytest.approx(made.predicted_peak_bytes, rel=0.005)
     assert proof_class(work, made) == "BOUNDED"
+
+
+def every_choice(work: Workload) -> tuple[list[Found], Found]:
+    """All choices that there are, each run on fake tensors, and the one that changes nothing."""
+    modules = {name: work.model.get_submodule(name) for name in find_units(work.model)}
+    with Runner(work, modules).opened() as runner:
+        exploration = Exploration(runner, modules, {}, {}, frozenset(), ("EXACT",))
+        exploration.look(0)
+        tried = [exploration.run(kinds) for kinds in product(*exploration.kinds)]
+    return tried, tried[0]
+
+
+@pytest.mark.parametrize("make", [convolutions, lambda: stack(4)], ids=["convolutions", "linear layers"])
+def test_a_plan_recomputes_no_more_than_the_best_of_all_choices(make):
+    x = torch.randn(4, 3, 16, 16) if make is convolutions else torch.randn(16, 4, 32)
+    work = squares(make(), x)
+    tried, plain = every_choice(work)
+    assert len(tried) in (16, 64)
+    low = min(found.peak_bytes for found in tried)
+    planner = Planner(work, units=find_units(work.model))
+    assert planner.plan("smallest").predicted_peak_bytes == low
+    for share in (0.0, 0.2, 0.6):
+        budget = low + round(share * (plain.peak_bytes - low))
+        best = min(found.work for found in tried if found.peak_bytes <= budget) / plain.work - 1
+        made = planner.plan(budget)
+        assert made.predicted_peak_bytes <= budget
+        assert made.predicted_cost <= 1.1 * best + 1e-3
+
+
+def test_frozen_layers_beside_the_blocks_are_made_lean():
+    torch.manual_seed(0)
+    stem = (nn.Conv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2))
+    trunk = nn.Sequential(*stem, conv_block(16, 16), conv_block(16, 16)).eval().requires_grad_(False)
+    work = squares(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), trunk), torch.randn(4, 3, 32, 32))
+    made = planned(work, "smallest")
+    assert {t.unit for t in made.treated if t.kind == "lean"} >= {"1.0", "1.1", "1.3"}
+    assert made.notes == ()
+    assert real_peak(work, made) == made.predicted_peak_bytes
+    assert made.predicted_peak_bytes < planned(work, "smallest", units=["1.4", "1.5"]).predicted_peak_bytes
+    assert proof_class(work, made) == "EXACT"
+    assert "1.0" not in {t.unit for t in planned(work, "1GiB").treatments}
