@@ -1,11 +1,13 @@
 """The cheapest treatment that fits."""
 
 import dataclasses
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 
 from frostline.memory import estimate
-from frostline.records import MemoryReport
+from frostline.planner.running import Runner
 from frostline.systems.linet import budget as budget_module
 from frostline.systems.linet.budget import choose_treatment, treatments
 from frostline.systems.linet.config import LinetConfig, LinetDataConfig, LinetSystemConfig, LinetTrainingConfig
@@ -40,19 +42,18 @@ def prices(monkeypatch):
     build_model, build_step = blueprint(CONFIG)
     ladder, asked = treatments(build_model()), []
 
-    def look_up(build, build_step):
-        step = ladder.index(build().treatment)
-        asked.append(step)
-        return dataclasses.replace(REPORT, peak_bytes=1000 - 100 * step)
+    class PricedRunner(Runner):
+        @contextmanager
+        def opened(self):
+            yield self
 
-    monkeypatch.setattr(budget_module, "estimate", look_up)
+        def run(self, treatments=()):
+            step = ladder.index(self._workload.model.treatment)
+            asked.append(step)
+            return SimpleNamespace(peak_bytes=1000 - 100 * step, live=[50], work=100 + step, peak_at="backward")
+
+    monkeypatch.setattr(budget_module, "Runner", PricedRunner)
     return build_model, build_step, ladder, asked
-
-
-REPORT = MemoryReport(
-    method="predicted", device="cpu", peak_bytes=0, resident_bytes=0, peak_at="", by_category={}, by_module={},
-    timeline=(), peak_line="", num_ops=0, not_seen=(),
-)  # fmt: skip
 
 
 @pytest.mark.parametrize(("limit", "step"), [(1000, 0), (999, 1), (900, 1), (850, 2), (700, 3), (600, 4), (500, 5)])

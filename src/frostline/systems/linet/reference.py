@@ -7,34 +7,44 @@ from it. The published rows of that table are its masking operators in our words
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from frostline.systems.linet.blocks import LIBlock
 from frostline.systems.linet.layers import LIBatchNorm2d, LIConv2d, Pathways
 from frostline.systems.linet.network import LINet
 
-Masking = Literal["before", "after"]
+Masking = Literal["before", "masks", "writes", "after"]
 """How missing rows are taken out: the published ways before and after the optimisation that was to save memory.
 
 Before, convolutions are multiplied by the mask out of place, and normalised rows are written by an index into zeros.
 After, they are multiplied in place, and the rows are written by `Tensor.index_copy_`, which keeps all it writes.
+With ``masks`` or ``writes`` only that half is as after.
 """
 
 
 def plain_logits(
-    model: LINet, streams: Sequence[Tensor], availability: Tensor | None = None, *, masking: Masking = "before"
+    model: LINet,
+    streams: Sequence[Tensor],
+    availability: Tensor | None = None,
+    *,
+    masking: Masking = "before",
+    checkpointed: bool = False,
 ) -> Tensor:
-    """Logits ``(B, K)`` of the network's parameters, updating its buffers; both maskings have the same values.
+    """Logits ``(B, K)`` of the network's parameters, updating its buffers; all maskings have the same values.
 
     Args:
         model: Its parameters and buffers, in its mode.
         streams: ``(B, C_i, H, W)`` each; missing ones are computed with, and must be finite.
         availability: ``(B, N)`` bool; None if all samples have all streams.
         masking: How missing rows are taken out.
+        checkpointed: Run each block under torch's checkpointing, which runs it again in backward and so updates the
+            running statistics twice.
     """
     masks = None
     if availability is not None and not bool(availability.all()):
@@ -48,7 +58,8 @@ def plain_logits(
     maps = [F.max_pool2d(F.relu_(x), 3, 2, 1) for x in (*pathways[0], pathways[1])]
     pathways = maps[:-1], maps[-1]
     for _, block in model.blocks():
-        pathways = plain.block(block, *pathways)
+        run = partial(checkpoint, plain.block, use_reentrant=False) if checkpointed else plain.block
+        pathways = run(block, *pathways)
     logits: Tensor = model.fc(model.dropout(model.avgpool(pathways[1]).flatten(1)))
     return logits
 
@@ -112,10 +123,10 @@ class _Plain:
         if self.masks is None:
             return stream
         factor = self.masks[index].to(stream.dtype).view(-1, 1, 1, 1)
-        return stream.mul_(factor) if self.masking == "after" else stream * factor
+        return stream.mul_(factor) if self.masking in ("masks", "after") else stream * factor
 
     def _write(self, stream: Tensor, rows: Tensor, normalised: Tensor) -> Tensor:
-        if self.masking == "after":
+        if self.masking in ("writes", "after"):
             return stream.new_zeros(stream.shape).index_copy_(0, rows, normalised)
         out = torch.zeros_like(stream)
         out[rows] = normalised

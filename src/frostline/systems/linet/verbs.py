@@ -12,16 +12,17 @@ import torch
 from torch import nn
 
 from frostline.memory import Workload
-from frostline.records import EvaluationReport, PeakRow, PeakTable
+from frostline.records import EvaluationReport, PeakRow, PeakTable, Plan, ProofReport
 from frostline.systems.linet import peak_table as tables
 from frostline.systems.linet.batches import Batch
-from frostline.systems.linet.budget import choose_treatment
+from frostline.systems.linet.budget import choose_treatment, price_treatment
 from frostline.systems.linet.build import build_network, build_treatment
 from frostline.systems.linet.config import LinetConfig
 from frostline.systems.linet.data import NUM_CLASSES
 from frostline.systems.linet.evaluation import evaluation_report
 from frostline.systems.linet.network import LINet
 from frostline.systems.linet.peak_table import Row, Setting
+from frostline.systems.linet.planning import plan_of, prove_plan
 from frostline.systems.linet.sources import CHANNELS, STREAMS
 from frostline.systems.linet.system import LinetSystem, check_streams, network_loss, network_phase, training_step
 from frostline.training import Group
@@ -57,6 +58,37 @@ def blueprint(config: LinetConfig) -> tuple[Callable[[], nn.Module], Callable[[A
         return model
 
     return build_treated, build_step
+
+
+def plan(config: LinetConfig) -> Plan:
+    """The cheapest treatment that fits `memory.budget`.
+
+    Raises:
+        BudgetError: None fits.
+        ConfigError: The network's streams are not those of the data.
+    """
+    check_streams(config)
+    build_model, build_step = _plain_blueprint(config, NUM_CLASSES[config.data.kind])
+    return plan_of(choose_treatment(build_model, build_step, config.memory.budget), build_model(), config.memory.budget)
+
+
+def prove(config: LinetConfig, plan: Plan | None, group: Group) -> tuple[ProofReport, Plan]:
+    """Compare the training step under a plan, for a budget, or as configured, with the one that keeps everything.
+
+    Raises:
+        BudgetError: No treatment fits.
+        PlanError: The plan is for another network.
+    """
+    system = LinetSystem(config, group)
+    budget = config.memory.budget
+    build_model, build_step = _plain_blueprint(config, len(system.source.classes))
+    if plan is None:
+        if budget:
+            choice = choose_treatment(build_model, build_step, budget)
+        else:
+            choice = price_treatment(build_model, build_step, build_treatment(config.system))
+        plan = plan_of(choice, system.model, budget)
+    return prove_plan(system, plan), plan
 
 
 def evaluate(system: LinetSystem, baselines: bool, note: Callable[[str], None]) -> EvaluationReport:
