@@ -56,7 +56,7 @@ def graf(arguments: argparse.Namespace) -> PeakTable:
     setting = graf_table.Setting()
     if arguments.image:
         setting = graf_table.Setting(batch_size=1, image_size=arguments.image, whole_image=True)
-        proof = dataclasses.replace(proof, batch_size=1, whole_image=True)
+        proof = dataclasses.replace(proof, whole_image=True)
     return graf_table.peak_table(setting, proof, fake=not arguments.real)
 
 

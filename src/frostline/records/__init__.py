@@ -5,7 +5,7 @@ from frostline.records.evaluation import Curve, EvaluationReport
 from frostline.records.memory import AllocatorCounters, LivePoint, MemoryReport
 from frostline.records.peak import PeakRow, PeakTable
 from frostline.records.plan import Plan, Treatment
-from frostline.records.proof import GradientDifference, ProofClass, ProofReport
+from frostline.records.proof import GradientDifference, ProofCheck, ProofClass, ProofReport
 from frostline.records.run import Component, RunReport, StepRecord
 from frostline.records.text import Record, from_json, to_json
 
@@ -26,6 +26,7 @@ __all__ = [
     "PeakTable",
     "Place",
     "Plan",
+    "ProofCheck",
     "ProofClass",
     "ProofReport",
     "Record",

@@ -29,6 +29,22 @@ class GradientDifference:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProofCheck:
+    """One more thing that a system proves of its step.
+
+    Attributes:
+        name: Of what is checked.
+        verdict: How its results compare with the plain step's; ``refused`` where the check shows why something that
+            is often done must not be.
+        text: What was compared, with its numbers.
+    """
+
+    name: str
+    verdict: ProofClass | Literal["refused"]
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProofReport:
     """The comparison of a plain step with a treated one.
 
@@ -41,6 +57,7 @@ class ProofReport:
         loss_difference: Absolute difference of the two losses.
         buffers: One entry a buffer of the model after the steps, such as a BatchNorm's statistics.
         same_random_state: Whether both steps leave the random generators alike.
+        checks: What else the system proves.
     """
 
     proof_class: ProofClass
@@ -50,3 +67,9 @@ class ProofReport:
     loss_difference: float
     buffers: tuple[GradientDifference, ...] = ()
     same_random_state: bool = True
+    checks: tuple[ProofCheck, ...] = ()
+
+    @property
+    def checks_pass(self) -> bool:
+        """Whether every check is exact, within rounding, or a refusal."""
+        return all(check.verdict in ("EXACT", "ROUNDING", "refused") for check in self.checks)
