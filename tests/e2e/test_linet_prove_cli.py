@@ -31,7 +31,7 @@ def test_a_plan_for_a_budget_is_proved_against_the_step_that_keeps_everything(tm
     monkeypatch.setattr(LINet, "forward", lambda self, *words: (used.append(self.treatment), forward(self, *words))[1])
     assert run("prove", "linet", *SMALL, "--plan", tmp_path / "plan.json") == 0
     shown = capsys.readouterr().out
-    assert used[0] == Treatment() and used[1].stem_slices and set(used[1].blocks.values()) == {"blocks"}
+    assert used[0] == Treatment() and used[1].stem_slices and "blocks" in used[1].blocks.values()
     for line in (r"EXACT: (\d+) of \1 gradients", "9 of 9 modules treated", "in-place masks +EXACT", "indexing +",
                  "forward with dropout +EXACT", "gradient flow +", "checkpoint per block +refused"):  # fmt: skip
         assert re.search(line, shown), line

@@ -49,7 +49,7 @@ def evaluate(
         if system.phases:
             if state is None:
                 raise ConfigError(
-                    "a codec trains in this configuration, and no run was named",
+                    f"{config.SYSTEM} is trained, and no run of it was named",
                     do="give --checkpoint RUN, the directory of a run",
                 )
             load_trainable_state_(system.model, state)

@@ -126,7 +126,8 @@ def _checkpointing(rig: _Rig, compare: Callable[[_Outcome], ProofReport]) -> Pro
     return ProofCheck(
         name="torch's checkpoint per block",
         verdict="refused",
-        text=f"{changed} of {num} statistics change, for each block runs twice and so updates them twice; {_gradients(report)}",
+        text=f"{changed} of {num} statistics change, for each block runs twice and so updates them twice;"
+        f" {_gradients(report)}",
     )
 
 
