@@ -4,6 +4,7 @@ from collections.abc import Iterator
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: a test asks nobody
+os.environ.pop("COLUMNS", None)  # a worker of pytest-xdist has the terminal's width: what is not a terminal has none
 
 from leaks import leaks, snapshot
 

@@ -8,7 +8,16 @@ import pytest
 from frostline.cli.main import main
 from frostline.records import MemoryReport, Plan, ProofReport, RunReport, Treatment, from_json, to_json
 
-SMALL = ["--data.num-scenes", "32", "--data.num-test", "20", "--training.batch-size", "16"]
+SMALL = [
+    "--data.num-scenes",
+    "32",
+    "--data.num-test",
+    "20",
+    "--training.batch-size",
+    "16",
+    "--memory.upstream-chunk",
+    "8",
+]
 
 
 def run(*words: object) -> int:

@@ -31,6 +31,8 @@ class States(Rule):
         self._dropping: dict[tuple[Level, tuple[Place, ...]], set[str]] = defaultdict(set)
         self._polluted: dict[tuple[Place, ...], set[str]] = defaultdict(set)
         self._num_polluted: dict[str, int] = defaultdict(int)
+        self._masked: dict[tuple[Place, ...], set[str]] = defaultdict(set)
+        self._num_masked: dict[str, int] = defaultdict(int)
         self._stale: dict[tuple[Place, ...], set[str]] = defaultdict(set)
         self._drifting: dict[tuple[str, tuple[Place, ...]], set[int]] = defaultdict(set)
         self._num_steps = 0
@@ -87,6 +89,7 @@ class States(Rule):
         self._num_steps += bool(step.backwards)
         if step.error is None:  # else its backward never came
             self._look_for_pollution(step, norms, changed, parts)
+            self._look_for_masked_samples(norms, parts)
         self._look_at_averages(norms, changed, by_hand)
 
     def _look_at_dropout(self, step: Step, parts: Parts) -> None:
@@ -117,6 +120,19 @@ class States(Rule):
                 places = (place("forward", root, "feeds no loss, in training mode"), place("in", call.line))
                 self._polluted[tuple(p for p in places if p is not None)].add(name)
             self._num_polluted[name] += bool(lost)
+
+    def _look_for_masked_samples(self, norms: list[tuple[str, _NormBase]], parts: Parts) -> None:
+        found = self.session.flow.notes.masking.found
+        for name, norm in norms:
+            own = next((empty for empty in found if empty.statistics & _statistics(norm)), None)
+            if own is None or parts.is_frozen(norm):
+                continue
+            places = (
+                place("masked", own.mask, f"{own.num_empty} of {own.num_samples} samples here"),
+                place("counted", own.line, type(norm).__name__),
+            )
+            self._masked[tuple(p for p in places if p is not None)].add(name)
+            self._num_masked[name] += 1
 
     def _look_at_averages(self, norms: list[tuple[str, _NormBase]], changed: set[int], by_hand: set[int]) -> None:
         live = [norm for _, norm in norms if _statistics(norm) & changed]
@@ -168,6 +184,7 @@ class States(Rule):
                 parameters=sorted(names),
                 level=level,
             )
+        yield from self._of_masked_samples()
         for places, names in self._stale.items():
             what = f"{_parts(names)} has averaged weights and old running statistics"
             yield write(
@@ -177,6 +194,24 @@ class States(Rule):
                 evidence="weights moved outside optimizers, buffers did not",
                 parameters=sorted(names),
             )
+
+    def _of_masked_samples(self) -> Iterator[Finding]:
+        seen: set[str] = set()
+        for places, names in self._masked.items():
+            fresh = names - seen  # a step with another number of masked samples says nothing new
+            seen |= names
+            if fresh:
+                often = max(self._num_masked[name] for name in fresh)
+                yield write(
+                    "FL305",
+                    f"running statistics of {_parts(fresh)} count samples that a mask has emptied",
+                    places,
+                    evidence=f"in {often} of {self._num_steps} steps",
+                    parameters=sorted(fresh),
+                    level="fault" if often * 2 > self._num_steps else "note",
+                    so="mean and variance follow how many samples are missing",
+                    do="normalise the samples that are there: frostline.ops.masked_batch_norm, or index them",
+                )
 
     def _watched(self) -> Iterator[Tensor]:
         held = {id(self.leaves.all[number].tensor) for number in self.session.held()}

@@ -1,7 +1,7 @@
 """Procedural scenes: one seeded description, drawn by the renderer a system needs.
 
 ``describe`` says what is there (objects, colours, sizes, positions, camera, caption); ``render_flat`` draws it in 2-D.
-``render_rgbd`` draws rooms of its own for a colour and a depth camera.
+``render_rgbd`` draws rooms of its own for a colour and a depth camera, ``render_solids`` single solids from all round.
 Everything about scene ``i`` is a function of ``(seed, split, i)`` alone: data sets need no files, and neither
 the order nor the number of loader processes changes a pixel.
 """
@@ -21,6 +21,14 @@ from frostline.scenes.description import (
 )
 from frostline.scenes.flat import render_flat
 from frostline.scenes.rgbd import MAX_DEPTH_METRES, RGBD_CLASSES, RGBD_LIGHTS, RGBD_SHAPES, render_rgbd
+from frostline.scenes.solids import (
+    SOLID_CAMERA_RADIUS,
+    SOLID_ELEVATIONS_DEGREES,
+    SOLID_FOV_DEGREES,
+    SOLIDS,
+    Solids,
+    render_solids,
+)
 
 __all__ = [
     "COLOURS",
@@ -31,8 +39,13 @@ __all__ = [
     "RGBD_SHAPES",
     "SHAPES",
     "SIZES",
+    "SOLIDS",
+    "SOLID_CAMERA_RADIUS",
+    "SOLID_ELEVATIONS_DEGREES",
+    "SOLID_FOV_DEGREES",
     "SPLITS",
     "Scenes",
+    "Solids",
     "Split",
     "boxes",
     "captions",
@@ -40,4 +53,5 @@ __all__ = [
     "digest",
     "render_flat",
     "render_rgbd",
+    "render_solids",
 ]

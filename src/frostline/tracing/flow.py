@@ -214,8 +214,11 @@ class FlowTrace(TorchFunctionMode):
             return func(*args, **kwargs)
         if func in REQUIRES_GRAD:
             return self._require_grad(func, args, kwargs)
-        if func is F.batch_norm and not is_called_by_torch(4):  # two frames are of its own dispatch
-            self.notes.normalizes(running_statistics(args, kwargs))
+        self.notes.masking.apply(func, args)
+        if func is F.batch_norm:
+            self.notes.masking.normalise(args, kwargs)
+            if not is_called_by_torch(4):  # two frames are of its own dispatch
+                self.notes.normalizes(running_statistics(args, kwargs))
         sources = self._sources(tensors)
         in_place = is_in_place(func)
         if not sources and not in_place:

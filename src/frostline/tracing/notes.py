@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from frostline.tracing.event import Draw, Escape, Event, Source
 from frostline.tracing.leaves import Leaves, is_recomputing
 from frostline.tracing.marks import storage_of
+from frostline.tracing.masking import Masking
 from frostline.tracing.operators import keeps_needless_input
 from frostline.tracing.stack import checkpoint_line, locate
 from frostline.tracing.values import has_values
@@ -52,6 +53,7 @@ class Notes:
         originals: By id of a parameter: what it was before the program first wrote to it; None where nobody asks.
         normalized: By id of running statistics: the line that called a functional batch norm in training mode on them.
         unpinned: Lines that ask for an asynchronous copy from memory that is not pinned.
+        masking: Follows samples that masks empty to the batch norms that count them.
     """
 
     def __init__(self) -> None:
@@ -66,6 +68,7 @@ class Notes:
         self.constants: list[tuple[Tensor, Line]] = []
         self.normalized: dict[int, Line | None] = {}
         self.unpinned: set[Line] = set()
+        self.masking = Masking()
         self.hooked = False
         self.originals: dict[int, tuple[nn.Parameter, Tensor]] | None = None
         self._aliases: dict[int, nn.Parameter] = {}
@@ -76,6 +79,7 @@ class Notes:
     def end_step(self) -> None:
         """Let go of what only the finished step needed."""
         self.draws, self.changes = [], []
+        self.masking.end_step()
         self.constants.clear()
 
     def forget(self) -> None:

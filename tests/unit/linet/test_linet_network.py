@@ -204,4 +204,8 @@ def test_the_byte_table_is_measured():
     assert rows["compact"].conv_flops < rows["frostline"].conv_flops < rows["no-dropout"].conv_flops
     assert rows["no-dropout"].conv_flops < 1.3 * rows["frostline-smallest"].conv_flops
     assert all(row.proof_class in ("EXACT", "ROUNDING") and row.buffers_equal for row in rows.values())
-    assert all(row.max_rel_grad_diff <= 1e-13 and row.cpu_seconds_ratio > 0 for row in rows.values())
+    assert all(row.max_rel_grad_diff <= 1e-13 for row in rows.values())
+    for name, row in rows.items():
+        assert (row.cpu_seconds_ratio is None) == name.startswith("frostline-rate") or row.cpu_seconds_ratio > 0
+    by_rate = [saved[f"frostline-rate-{rate}"] for rate in (0, 50, 100)]
+    assert by_rate[0] > by_rate[1] > by_rate[2], "what is missing costs nothing"

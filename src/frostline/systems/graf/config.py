@@ -1,15 +1,37 @@
-"""graf's configuration: camera, rays, field, rendering, super-resolution, discriminator.
-
-The string under a field is its help. `ORIGINAL_KEYS` says which key of the published code each one takes the place of.
-"""
+"""graf's configuration: data, camera, rays, field, rendering, super-resolution, discriminator, training, metrics."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from frostline.config import Amount, Count, SystemConfig, Whole
+from frostline.config import Amount, Count, DataConfig, MemoryConfig, RunConfig, SystemConfig, TrainingConfig, Whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrafDataConfig(DataConfig):
+    """Pictures with their class and the pose of their camera."""
+
+    kind: Literal["solids", "folders", "coil20", "nerf"] = "solids"
+    """Solids that are drawn; a folder an object, of files {elevation}_{azimuth}.jpg; COIL-20's photographs as a .mat
+    file of 32 x 32 pixels; images and poses of one scene as an .npz file, for reconstruction."""
+    path: str = ""
+    """The directory or file; not for solids."""
+    num_images: Count = 2000
+    """Solids: different training pictures."""
+    num_test: Count = 500
+    """Solids: pictures that the training does not see."""
+    objects: tuple[Count, ...] = (1, 4, 13, 18)
+    """COIL-20: which of the 20 objects; these four are round, so that their pictures keep the object's size."""
+    elevation_degrees: float = 20.0
+    """COIL-20: of the camera."""
+    prefixes: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5)
+    """Folders: what file names begin with."""
+    prefix_elevations_degrees: tuple[float, ...] = (0.0, 11.54, 23.58, 36.87)
+    """Folders: the camera's elevation for each of these."""
+    test_every: Count = 10
+    """NeRF: every so manieth image is tested, not trained on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +161,8 @@ class DiscriminatorConfig:
     """Of that loss, for both players."""
     azimuth_sectors: Count = 8
     """How many of them it tells apart."""
+    augmentation: Literal["none", "colour", "translation", "both"] = "none"
+    """What is done at random to all that it sees, real or not; gradients go through it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,9 +174,62 @@ class AverageConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OptimizersConfig:
+    """What moves the two players."""
+
+    kind: Literal["adam", "rmsprop"] = "adam"
+    """AdamW without a first moment (betas 0 and 0.99), or RMSprop."""
+    discriminator_learning_rate: Amount = 1e-4
+    """Peak learning rate of the discriminator; `training.learning_rate` is the generator's."""
+    milestones: tuple[Count, ...] = ()
+    """Steps behind which both rates are multiplied by `factor`, beside what the schedule does."""
+    factor: Amount = 0.5
+    """See there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricsConfig:
+    """How good the averaged generator is."""
+
+    every: Whole = 2000
+    """Steps between two looks; the first is before the first step; 0 for none. The best generator is kept."""
+    num_images: Count = 500
+    """Images that are generated, with classes and poses drawn from the data, and as many real ones at most."""
+    features: str = "own"
+    """The net whose features FID and KID compare: a small one that learns the data's classes and poses, or a TorchScript
+    file that makes features of uint8 images, such as an Inception net's."""
+    feature_steps: Count = 400
+    """Updates that the own net gets."""
+    select: Literal["kid", "fid"] = "kid"
+    """What the best generator has the smallest of; in reconstruction it is the squared error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplesConfig:
+    """Pictures to look at, of the averaged generator."""
+
+    every: Whole = 1000
+    """Steps between two sheets of colour, depth and accumulation; 0 for none."""
+    num_samples: Count = 64
+    """Stratified samples a ray, in the middle of their cells."""
+    num_views: Count = 8
+    """Azimuths on a sheet."""
+    elevation_degrees: float = 25.0
+    """Of all cameras."""
+    num_frames: Count = 48
+    """Of a turntable."""
+    frames_per_second: Count = 16
+    """Of a turntable."""
+    format: Literal["gif", "mp4"] = "gif"
+    """Of a turntable."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class GrafSystemConfig(SystemConfig):
     """A conditional radiance-field GAN with a super-resolution head."""
 
+    objective: Literal["adversarial", "reconstruction"] = "adversarial"
+    """Two players; or the field of one scene alone, from images whose pose is known."""
     camera: CameraConfig = dataclasses.field(default_factory=CameraConfig)
     rays: RaysConfig = dataclasses.field(default_factory=RaysConfig)
     field: FieldConfig = dataclasses.field(default_factory=FieldConfig)
@@ -160,30 +237,41 @@ class GrafSystemConfig(SystemConfig):
     ccsr: CcsrConfig = dataclasses.field(default_factory=CcsrConfig)
     discriminator: DiscriminatorConfig = dataclasses.field(default_factory=DiscriminatorConfig)
     average: AverageConfig = dataclasses.field(default_factory=AverageConfig)
+    optimizers: OptimizersConfig = dataclasses.field(default_factory=OptimizersConfig)
+    metrics: MetricsConfig = dataclasses.field(default_factory=MetricsConfig)
+    samples: SamplesConfig = dataclasses.field(default_factory=SamplesConfig)
 
 
-ORIGINAL_KEYS = {
-    "data.imsize": "camera.image_size",
-    "data.fov": "camera.fov_degrees",
-    "data.radius": "camera.radius",
-    "data.near": "camera.near",
-    "data.far": "camera.far",
-    "data.white_bkgd": "rendering.background",
-    "ray_sampler.N_samples": "rays.num_rays",
-    "ray_sampler.min_scale": "rays.min_scale",
-    "ray_sampler.scale_anneal": "rays.scale_anneal_steps",
-    "nerf.netdepth": "field.depth",
-    "nerf.netwidth": "field.width",
-    "nerf.multires": "field.point_frequencies",
-    "nerf.multires_views": "field.direction_frequencies",
-    "nerf.N_samples": "rendering.num_samples",
-    "nerf.N_importance": "rendering.num_importance",
-    "nerf.raw_noise_std": "rendering.density_noise",
-    "nerf.decrease_noise": "rendering.density_noise_steps",
-    "z_dist.dim": "field.latent_size",
-    "training.chunk": "rendering.chunk_rays",
-    "training.reg_param": "discriminator.r1_weight",
-    "training.model_average_beta": "average.decay",
-    "discriminator.ndf": "discriminator.channels",
-}
-"""Keys of the published code whose place is taken by a key of the system's own."""
+@dataclass(frozen=True, kw_only=True)
+class GrafTrainingConfig(TrainingConfig):
+    """Defaults that suit two players."""
+
+    num_steps: Count = 20000
+    """Updates of each player."""
+    batch_size: Count = 8
+    """Images an update sees, over all processes and micro-batches."""
+    learning_rate: Amount = 5e-4
+    """Peak learning rate of the generator."""
+    weight_decay: Amount = 0.0
+    """Decoupled weight decay of both players."""
+    warmup_steps: Whole = 0
+    """Updates over which the learning rates rise linearly."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """How the learning rates go on after the warm-up; cosine ends at 2 % of the peak."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    """Of the field's MLP alone; all else keeps float32, the discriminator and its penalty too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrafConfig(RunConfig):
+    """Everything a graf run needs."""
+
+    SYSTEM: ClassVar[str] = "graf"
+
+    data: GrafDataConfig = dataclasses.field(default_factory=GrafDataConfig)
+    memory: MemoryConfig = dataclasses.field(default_factory=MemoryConfig)
+    training: GrafTrainingConfig = dataclasses.field(default_factory=GrafTrainingConfig)
+    system: GrafSystemConfig = dataclasses.field(default_factory=GrafSystemConfig)
+
+
+CONFIG = GrafConfig

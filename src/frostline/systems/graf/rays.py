@@ -90,12 +90,20 @@ class RaySampler:
             generator: Of the random place and scale, on the CPU; torch's own if left out.
             device: Where the points are needed.
         """
+        return self.place(torch.rand(batch_size, 3, generator=generator).to(device), step=step)
+
+    def place(self, numbers: Tensor, *, step: int = 0) -> Patch:
+        """Points of some images from three numbers between 0 and 1 for each.
+
+        Args:
+            numbers: Of scale and place, (B, 3).
+            step: Steps made so far.
+        """
         if self._config.sampler == "whole":
-            return Patch.whole(self.size, batch_size, device)
+            return Patch.whole(self.size, len(numbers), numbers.device)
         least = self.smallest(step)
-        scale = least + (1 - least) * torch.rand(batch_size, generator=generator)
-        centre = (2 * torch.rand(batch_size, 2, generator=generator) - 1) * (1 - scale[:, None])
-        return Patch(self.size, scale.to(device), centre.to(device))
+        scale = least + (1 - least) * numbers[:, 0]
+        return Patch(self.size, scale, (2 * numbers[:, 1:] - 1) * (1 - scale[:, None]))
 
 
 def square_side(num_rays: int) -> int:

@@ -58,21 +58,25 @@ class Row:
         masking: A published way; None runs frostline's network.
         dropout: Whether streams are taken away.
         treatment: What frostline's network trades for memory.
+        rate: Of modality dropout, instead of the setting's; such a row is not timed.
     """
 
     name: str
     masking: Masking | None = None
     dropout: bool = True
     treatment: Treatment = field(default_factory=Treatment)
+    rate: float | None = None
 
 
+_FROSTLINE = Treatment(recompute="outputs", stem_slices=4)
 ROWS = (
     Row(name="no-dropout", masking="before", dropout=False),
     Row(name="published-before", masking="before"),
     Row(name="published-after", masking="after"),
     Row(name="compact"),
-    Row(name="frostline", treatment=Treatment(recompute="outputs", stem_slices=4)),
+    Row(name="frostline", treatment=_FROSTLINE),
     Row(name="frostline-smallest", treatment=Treatment(recompute="blocks", stem_slices=4)),
+    *(Row(name=f"frostline-rate-{rate}", treatment=_FROSTLINE, rate=rate / 100) for rate in (0, 10, 50, 100)),
 )
 
 
@@ -82,13 +86,14 @@ class LinetPeakRow(PeakRow):
 
     Attributes:
         conv_flops: Floating-point operations of its convolutions, forward and backward.
-        cpu_seconds_ratio: CPU time of its step over the time without dropout, the median over rounds in turns.
+        cpu_seconds_ratio: CPU time of its step over the time without dropout, the median over rounds in turns; None
+            where it is not timed.
         buffers_equal: Whether it leaves all running statistics bit by bit as the plain step of the same samples
             does, in float64.
     """
 
     conv_flops: int
-    cpu_seconds_ratio: float
+    cpu_seconds_ratio: float | None
     buffers_equal: bool
 
 
@@ -123,23 +128,23 @@ def peak_table(setting: Setting, proof: Setting, rows: Sequence[Row] = ROWS) -> 
     """
     plain_row = next(row for row in ROWS if row.name == "no-dropout")
     plain, availability = _work(plain_row, setting), _draw(setting)
-    works = [_work(row, setting, availability, model=plain.model) for row in rows]
-    seconds = _cpu_seconds([plain, *(work for work in works if work.row != plain_row)], setting.num_rounds)
-    seconds_of = dict(zip([plain_row.name, *(row.name for row in rows if row != plain_row)], seconds, strict=True))
+    works = [_work(row, setting, model=plain.model) for row in rows]
+    timed = [plain, *(work for work in works if work.row != plain_row and work.row.rate is None)]
+    seconds = dict(zip((work.row.name for work in timed), _cpu_seconds(timed, setting.num_rounds), strict=True))
+    ratios = {name: median(map(truediv, found, seconds[plain_row.name])) for name, found in seconds.items()}
     missing = [int(count) for count in (~availability).sum(0)]
     return PeakTable(
         system="linet",
         setting=f"li_resnet{setting.depth}, {len(setting.stream_channels)} streams, batch {setting.batch_size},"
         f" {setting.image_size} px, {setting.sampler} at {setting.rate:g}, missing {missing}; gradients and"
         f" statistics in float64 at batch {proof.batch_size}, {proof.image_size} px",
-        rows=tuple(
-            _measure(work, median(map(truediv, seconds_of[work.row.name], seconds[0])), proof) for work in works
-        ),
+        rows=tuple(_measure(work, ratios.get(work.row.name), proof) for work in works),
     )
 
 
-def _measure(work: _Work, seconds_ratio: float, proof: Setting) -> LinetPeakRow:
-    report = measure(work, work.model, inputs=(work.streams, work.labels, work.availability))
+def _measure(work: _Work, seconds_ratio: float | None, proof: Setting) -> LinetPeakRow:
+    inputs = (work.streams, work.labels, work.availability)
+    report = measure(work, work.model, inputs=inputs, warmup_steps=0)  # gradients are there since the rounds
     with FlopCounterMode(display=False) as counter:
         work()
     gradients, expected, floor, buffers_equal = _compare(work.row, proof)
@@ -161,11 +166,10 @@ def _measure(work: _Work, seconds_ratio: float, proof: Setting) -> LinetPeakRow:
 
 def _compare(row: Row, proof: Setting) -> tuple[Gradients, Gradients, float, bool]:
     """A row's float64 gradients, the plain step's, the latter's own rounding, and whether buffers agree."""
-    availability = _draw(proof) if row.dropout else None
-    plain_row = Row(name="plain", masking="before", dropout=row.dropout)
-    plain = _work(plain_row, proof, availability, dtype=torch.float64)
-    work = _work(row, proof, availability, dtype=torch.float64)
-    backwards = _reversed(_work(plain_row, proof, availability, dtype=torch.float64))
+    plain_row = Row(name="plain", masking="before", dropout=row.dropout, rate=row.rate)
+    plain = _work(plain_row, proof, dtype=torch.float64)
+    work = _work(row, proof, dtype=torch.float64)
+    backwards = _reversed(_work(plain_row, proof, dtype=torch.float64))
     for step in (plain, work, backwards):
         step()
     expected = gradients_of(plain.model)
@@ -177,7 +181,6 @@ def _compare(row: Row, proof: Setting) -> tuple[Gradients, Gradients, float, boo
 def _work(
     row: Row,
     setting: Setting,
-    availability: Tensor | None = None,
     *,
     model: LINet | None = None,
     dtype: torch.dtype = torch.float32,
@@ -195,7 +198,10 @@ def _work(
         for channels in setting.stream_channels
     )
     labels = torch.randint(_NUM_CLASSES, (num,), generator=generator)
-    return _Work(row, model, streams, labels, availability if row.dropout else None)
+    availability = None
+    if row.dropout:
+        availability = _draw(setting if row.rate is None else replace(setting, rate=row.rate))
+    return _Work(row, model, streams, labels, availability)
 
 
 def _reversed(work: _Work) -> _Work:
