@@ -54,13 +54,17 @@ def main() -> int:
     def asked(models: dict[str, Callable[[], Workload]]) -> dict[str, Callable[[], Workload]]:
         return {name: make for name, make in models.items() if not arguments.only or name in arguments.only}
 
-    results: dict[str, Any] = {
-        "torch": torch.__version__,
-        "rows": [row for name, make in asked(MODELS).items() for row in budgets(name, make())],
-        "exhaustive": [row for name, make in asked(SMALL).items() for row in exhaustive(name, make())],
-    }
+    results: dict[str, Any] = {"torch": torch.__version__, "rows": [], "exhaustive": []}
+    for name, make in asked(MODELS).items():
+        tell(began, f"{name}: {len(SHARES)} budgets")
+        results["rows"] += budgets(name, make())
+    for name, make in asked(SMALL).items():
+        tell(began, f"{name}: every choice")
+        results["exhaustive"] += exhaustive(name, make())
     if not arguments.only:
+        tell(began, "the largest batch")
         results["batch"] = batch()
+        tell(began, "7 billion parameters")
         results["large"] = in_a_process_of_its_own()
         results["wall_seconds"] = round(time.perf_counter() - began, 1)
         RESULTS.parent.mkdir(exist_ok=True)
@@ -70,6 +74,11 @@ def main() -> int:
     else:
         show(results)
     return 0
+
+
+def tell(began: float, what: str) -> None:
+    """Say what comes next, and when."""
+    print(f"{time.perf_counter() - began:6.0f} s  {what}", file=sys.stderr, flush=True)
 
 
 def budgets(name: str, workload: Workload) -> list[dict[str, Any]]:
