@@ -45,3 +45,13 @@ def test_the_table_of_budgets_is_what_was_measured():
         for row in results["rows"]
     ]
     assert shown and all(row in measured for row in shown)
+
+
+def test_budgets_are_kept_and_no_choice_is_much_better():
+    results = json.loads((ROOT / "bench" / "results" / "plan.json").read_text(encoding="utf-8"))
+    assert len(results["rows"]) == 18 and len({row["model"] for row in results["rows"]}) == 3
+    assert all(row["measured_peak_bytes"] <= row["budget_bytes"] for row in results["rows"])
+    assert len(results["exhaustive"]) == 18
+    assert all(row["extra_work"] <= 1.1 * row["best_extra_work"] + 1e-9 for row in results["exhaustive"])
+    assert results["large"]["plan_seconds"] < 90 and results["large"]["process_peak_bytes"] < 2**30
+    assert f"{results['large']['plan_seconds']:.0f} s" in TEXT

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from frostline.gradflow.target import Movement
+from frostline.patches import wrapped
 from frostline.tracing import DoublePrecision
 from frostline.tracing.leaves import is_recomputing
-from frostline.tracing.patches import wrapped
 from frostline.where import is_library
 
 

@@ -15,8 +15,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from frostline.gradflow.names import Names
+from frostline.patches import wrapped
 from frostline.tracing.operators import READ_ONLY, event_kind, is_in_place
-from frostline.tracing.patches import wrapped
 
 _LEAST_SIZE = 1e-2  # of elements that are all zero, as biases and the second half of a LoRA are at first
 

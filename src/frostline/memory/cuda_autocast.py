@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from frostline.tracing.patches import wrapped
+from frostline.patches import wrapped
 
 _IN_FLOAT32 = (
     "acos asin cosh erfinv exp expm1 log log10 log1p log2 logsumexp reciprocal rsqrt sinh tan pow.Scalar "

@@ -20,8 +20,8 @@ from torch.utils import _foreach_utils
 
 from frostline.memory.cuda_attention import cuda_attention
 from frostline.memory.cuda_autocast import cuda_autocast
+from frostline.patches import wrapped
 from frostline.tracing import AllocationLog
-from frostline.tracing.patches import wrapped
 
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 _aten = torch.ops.aten

@@ -12,7 +12,7 @@ from torch import nn
 from frostline.memory.recording import record_log, records_stacks
 from frostline.memory.report import build_report
 from frostline.records import AllocatorCounters, MemoryReport
-from frostline.regions import preserved
+from frostline.regions import optimizers_of, rehearsal
 from frostline.tracing import AllocationLog, MemTrace
 
 
@@ -39,11 +39,11 @@ def measure(
     step: Callable[[], object],
     model: nn.Module,
     *,
-    optimizers: Iterable[torch.optim.Optimizer] = (),
+    optimizers: Iterable[torch.optim.Optimizer] | torch.optim.Optimizer = (),
     inputs: object = (),
     warmup_steps: int = 1,
 ) -> MemoryReport:
-    """Run one real step and say where its bytes go; model and optimizers are afterwards as they were.
+    """Run one real step and say where its bytes go; all is afterwards as it was, see `rehearsal`.
 
     Every storage is counted once, at the size its kernel asked for; an allocator rounds up. What a checkpoint
     recomputes in backward is temporary, not saved. On CUDA the allocator's own counters stand beside it.
@@ -55,7 +55,7 @@ def measure(
         inputs: Any pytree of the tensors the step is given; what it reads besides is found by itself.
         warmup_steps: Steps before the one that counts; the first step of an optimizer makes its state.
     """
-    workload = Workload(step=step, model=model, optimizers=tuple(optimizers), inputs=inputs)
+    workload = Workload(step=step, model=model, optimizers=optimizers_of(optimizers), inputs=inputs)
     log, allocator = trace_step(workload, warmup_steps)
     device = device_type(model)
     record_log(log, device)
@@ -68,7 +68,7 @@ def trace_step(workload: Workload, warmup_steps: int = 1) -> tuple[AllocationLog
     Model and optimizers are afterwards as they were.
     """
     on_cuda = device_type(workload.model) == "cuda"
-    with preserved(workload.model, workload.optimizers):
+    with rehearsal(workload.model, workload.optimizers):
         trace = MemTrace(workload.model, workload.optimizers, workload.inputs, stacks=records_stacks())
         with trace:
             for _ in range(warmup_steps):

@@ -14,8 +14,8 @@ import torch
 from frostline.memory.measurement import allocator_counters
 from frostline.memory.recording import record_log, records_stacks
 from frostline.memory.report import build_report
+from frostline.patches import wrapped
 from frostline.records import AllocatorCounters, MemoryReport
-from frostline.tracing.patches import wrapped
 from frostline.tracing.run import RunTrace
 from frostline.tracing.steps import StepWatch
 

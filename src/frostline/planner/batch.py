@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from frostline.errors import BudgetError, PlanError
 from frostline.memory import Workload
-from frostline.planner.search import SMALLEST, Allowed, Budget, plan_workload
+from frostline.planner.search import SMALLEST, Allowed, Budget, Planner, plan_workload
 from frostline.records import Plan
 
 
@@ -46,14 +46,18 @@ def largest_batch(
 
     Raises:
         BudgetError: A batch of 1 does not fit.
-        PlanError: The budget is ``"smallest"``, which every batch fits.
+        PlanError: The budget is ``"smallest"``, which every batch fits, or `at_most` is below 1.
     """
     allow = tuple(allow)
+    if at_most < 1:
+        raise PlanError(f"the largest batch to try is {at_most}", do="give a size of 1 or more")
     if budget == SMALLEST:
         raise PlanError("every batch has a smallest peak", do="give a budget in bytes")
     fits, too_large, stride = 1, at_most + 1, 1
-    best = plan_workload(make_workload(1), budget=budget, allow=allow)
-    peaks = {size: _smallest_peak(make_workload(size), allow) for size in (1, 2) if size <= at_most}
+    one = Planner(make_workload(1), allow=allow)
+    best, peaks = one.plan(budget), {1: one.plan(SMALLEST).predicted_peak_bytes}
+    if at_most > 1:
+        peaks[2] = plan_workload(make_workload(2), budget=SMALLEST, allow=allow).predicted_peak_bytes
     while fits + 1 < too_large:
         size = _guess(peaks, best.budget_bytes)
         if not fits < size < too_large:
@@ -65,10 +69,6 @@ def largest_batch(
         except BudgetError as error:
             too_large, peaks[size] = size, error.smallest_bytes
     return LargestBatch(fits, best)
-
-
-def _smallest_peak(workload: Workload, allow: tuple[Allowed, ...]) -> int:
-    return plan_workload(workload, budget="smallest", allow=allow).predicted_peak_bytes
 
 
 def _guess(peaks: dict[int, int], limit: int) -> int:

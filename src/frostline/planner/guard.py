@@ -9,72 +9,44 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.amp.grad_scaler import GradScaler
-from torch.utils._pytree import tree_map
 
-from frostline.tracing.patches import wrapped
+from frostline.patches import wrapped
+from frostline.planner.variables import holds_fake, no_fakes_kept
+from frostline.regions import SCALER_METHODS
 
-_SCALER_METHODS = ("scale", "unscale_", "step", "update")
 _OWN = ("_parameters", "_buffers", "_modules")
 
 
 @contextmanager
-def same_scalers(*, fake: bool) -> Iterator[None]:
-    """Put every gradient scaler that is used inside back to its state before.
-
-    Args:
-        fake: Whether the gradients have no values: then no step is skipped for want of finite ones.
-    """
-    scalers: dict[int, tuple[GradScaler, dict[str, Any]]] = {}
-
-    def noting(method: Callable[..., Any]) -> Callable[..., Any]:
-        def call(self: GradScaler, *args: Any, **kwargs: Any) -> Any:
-            if id(self) not in scalers:
-                scalers[id(self)] = self, {name: _saved(value) for name, value in vars(self).items()}
-            return method(self, *args, **kwargs)
-
-        return call
-
-    def stepping(_: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda self, optimizer, state, *args, **kwargs: optimizer.step(*args, **kwargs)
-
-    with ExitStack() as stack:
-        for name in _SCALER_METHODS:
-            stack.enter_context(wrapped(GradScaler, name, noting))
-        if fake:
-            stack.enter_context(wrapped(GradScaler, "_maybe_opt_step", stepping))
-        try:
-            yield
-        finally:
-            for scaler, attributes in scalers.values():
-                vars(scaler).clear()
-                vars(scaler).update({name: _put_back(value) for name, value in attributes.items()})
+def no_step_skipped() -> Iterator[None]:
+    """Let gradient scalers step their optimizers where gradients have no values that could be infinite."""
+    with wrapped(GradScaler, "_maybe_opt_step", lambda _: _step):
+        yield
 
 
-def _saved(value: Any) -> Any:
-    """A tensor with its values, for it is changed in place; a copy of anything else."""
-    return (value, value.clone()) if isinstance(value, Tensor) else copy.copy(value)
-
-
-def _put_back(value: Any) -> Any:
-    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], Tensor):
-        return value[0].copy_(value[1])
-    return value
+def _step(_: GradScaler, optimizer: torch.optim.Optimizer, state: Any, *args: Any, **kwargs: Any) -> Any:
+    return optimizer.step(*args, **kwargs)
 
 
 @contextmanager
-def no_fakes_left(model: nn.Module) -> Iterator[None]:
-    """Take back what modules remembered of a run without values, such as a mask that they made once and kept."""
+def no_fakes_left(model: nn.Module, step: Callable[[], object]) -> Iterator[None]:
+    """Take back what is remembered of a run without values, such as a mask that a module made once and kept.
+
+    Args:
+        model: The attributes of its modules.
+        step: The variables that its function reaches.
+    """
     before = {
         module: {name: (value, _contents(value)) for name, value in vars(module).items() if name not in _OWN}
         for module in model.modules()
     }
     try:
-        yield
+        with no_fakes_kept(step):
+            yield
     finally:
         for module, attributes in before.items():
-            for name in [name for name, value in vars(module).items() if name not in _OWN and _holds_fake(value)]:
+            for name in [name for name, value in vars(module).items() if name not in _OWN and holds_fake(value)]:
                 if name not in attributes:
                     delattr(module, name)
                     continue
@@ -89,12 +61,6 @@ def _contents(value: Any) -> Any:
     return copy.copy(value) if type(value) in (dict, list) else None
 
 
-def _holds_fake(value: Any) -> bool:
-    found: list[bool] = []
-    tree_map(lambda leaf: found.append(isinstance(leaf, FakeTensor)), value)
-    return any(found)
-
-
 @contextmanager
 def no_training() -> Iterator[None]:
     """Let a step that runs without gradients go on past its backward, its scaler and its optimizers."""
@@ -102,7 +68,7 @@ def no_training() -> Iterator[None]:
         stack.enter_context(wrapped(Tensor, "backward", _only_with_graph))
         stack.enter_context(wrapped(torch.autograd, "backward", _only_with_graph))
         stack.enter_context(wrapped(GradScaler, "scale", lambda _: lambda self, outputs: outputs))
-        for name in _SCALER_METHODS[1:]:
+        for name in SCALER_METHODS[1:]:
             stack.enter_context(wrapped(GradScaler, name, lambda _: lambda *args, **kwargs: None))
         yield
 

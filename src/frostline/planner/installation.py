@@ -46,7 +46,8 @@ def apply_(model: nn.Module, plan: Plan) -> Applied:
         The handle whose `remove` takes it off again.
 
     Raises:
-        PlanError: The model has no module of a name in the plan, or a kind is not known; nothing is changed.
+        PlanError: The model has no module of a name in the plan, or a kind or its arguments are not known; nothing is
+            changed.
         ConfigError: A module cannot be treated, because it is treated already for example; nothing is changed.
     """
     modules = dict(model.named_modules())
@@ -63,7 +64,7 @@ def apply_(model: nn.Module, plan: Plan) -> Applied:
 
 def install_(model: nn.Module, treatments: tuple[Treatment, ...]) -> tuple[Handle, ...]:
     """Install treatments one by one; after an exception, none is left."""
-    rows = [(ways(treatment.kind), treatment) for treatment in treatments]
+    rows = [(ways(treatment.kind, treatment.arguments), treatment) for treatment in treatments]
     handles: list[Handle] = []
     try:
         for way, treatment in rows:

@@ -17,7 +17,7 @@ def prove(
     model: nn.Module,
     plan: Plan,
     *,
-    optimizers: Iterable[torch.optim.Optimizer] = (),
+    optimizers: Iterable[torch.optim.Optimizer] | torch.optim.Optimizer = (),
     reference: Callable[[], Gradients] | None = None,
 ) -> ProofReport:
     """Run a step as it is and under a plan, and compare the gradients bit by bit.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -16,10 +18,12 @@ from frostline.memory import Workload
 from frostline.planner.chunking import by_chunks
 from frostline.planner.guard import no_training
 from frostline.planner.running import is_fake, is_fake_tensor
-from frostline.regions import override_, preserved
+from frostline.regions import override_, rehearsal
 
 _DEPTH = 6
 _EPS_ALLOWED = 256
+_MAX_CHUNKS = 16
+_OWN = ("_parameters", "_buffers", "_modules")
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
 
@@ -27,8 +31,10 @@ def impure_units(workload: Workload, units: Mapping[str, nn.Module]) -> dict[str
     """The units whose forward must not be run twice, each with the reason.
 
     Each unit is called twice on its real arguments from the same random state, without gradients, so this needs
-    little memory. Outputs must be equal bit by bit; buffers, plain attributes and argument objects, such as key-value
-    caches, must be as before. A model without values is asked the same, but for the values.
+    little memory. Outputs must be equal bit by bit. Buffers, plain attributes, arguments such as key-value caches, and
+    Python's and numpy's random generators, which no checkpoint puts back, must be as before; lists and tensors in
+    attributes must be the same after the first call and after the second. A model without values is asked the same,
+    but for the values.
 
     Args:
         workload: Its step is run once, without a backward; everything is afterwards as it was.
@@ -40,7 +46,7 @@ def impure_units(workload: Workload, units: Mapping[str, nn.Module]) -> dict[str
 def mixing_units(workload: Workload, units: Mapping[str, nn.Module]) -> dict[str, str]:
     """The units that do not treat their samples apart, each with the reason: they cannot be run by chunks.
 
-    As `impure_units`, but each unit's second call takes one sample at a time, and its outputs must be
+    As `impure_units`, but each unit's second call takes a few samples at a time, and its outputs must be
     equal but for rounding.
     """
     return _asked(workload, units, _call_by_chunks)
@@ -49,7 +55,7 @@ def mixing_units(workload: Workload, units: Mapping[str, nn.Module]) -> dict[str
 def _asked(workload: Workload, units: Mapping[str, nn.Module], call: Callable[..., Any]) -> dict[str, str]:
     found: dict[str, str] = {}
     with ExitStack() as stack:
-        stack.enter_context(preserved(workload.model, workload.optimizers))
+        stack.enter_context(rehearsal(workload.model, workload.optimizers))
         for name, module in units.items():
             override = override_(module, "forward", partial(call, found, name))
             stack.callback(override.remove)
@@ -71,7 +77,7 @@ def _call_by_chunks(found: dict[str, str], name: str, inner: Callable[..., Any],
     first = inner(*args, **kwargs)
     try:
         with _from(state):
-            second = by_chunks(1, inner, *args, **kwargs)
+            second = by_chunks(_MAX_CHUNKS, inner, *args, **kwargs)
         same = _equal(first, second, _close)
     except Exception:  # whatever it is that it cannot do
         same = False
@@ -85,17 +91,20 @@ def _call_twice(found: dict[str, str], name: str, inner: Callable[..., Any], *ar
         return inner(*args, **kwargs)
     before, buffers = _state(module), _values(module)
     arguments = _fingerprints(args, kwargs)
-    state = _rng_state(args, kwargs)
+    state, others = _rng_state(args, kwargs), _other_generators()
     first = inner(*args, **kwargs)
     found[name] = (
-        _changed_statistics(module)
+        _difference("its forward draws numbers that no recomputation draws again, from", others, _other_generators())
+        or _changed_statistics(module)
         or _changed_buffer(module, buffers)
         or _difference("its forward changes the attribute", before, _state(module))
         or _difference("its forward changes its argument", arguments, _fingerprints(args, kwargs))
     )
     if not found[name]:
+        remembered = _remembered(module)
         with _from(state):
             second = inner(*args, **kwargs)
+        found[name] = _difference("run again, its forward changes the attribute", remembered, _remembered(module))
         if not _equal(first, second, _same):
             found[name] = "its forward gives other outputs when it is run again"
     return first
@@ -128,6 +137,29 @@ def _changed_buffer(module: nn.Module, before: dict[str, tuple[Tensor, int, Tens
     return ""
 
 
+def _remembered(module: nn.Module) -> dict[str, object]:
+    """All that is kept in attributes of the modules inside: lists of losses, caches, running tensors."""
+    named = {
+        f"{name}.{key}" if name else key: value
+        for name, part in module.named_modules()
+        for key, value in vars(part).items()
+        if key not in _OWN and not isinstance(value, _PLAIN)
+    }
+    return dict(_walk(named, "", _DEPTH, set(), _Remembered))
+
+
+class _Remembered:
+    """A tensor in an attribute, as it is now; equal to another of the same values."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._values = tensor if is_fake_tensor(tensor) else tensor.detach().clone()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Remembered) and _same(self._values, other._values)
+
+
 def _state(module: nn.Module) -> dict[str, object]:
     """Plain attributes of all modules inside, such as counters."""
     return {
@@ -150,10 +182,16 @@ def _fingerprints(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, ob
     return dict(_walk(named, "", _DEPTH, set()))
 
 
-def _walk(value: Any, name: str, depth: int, seen: set[int]) -> Iterator[tuple[str, object]]:
-    """What of an argument can change: tensors by identity and version, plain values, and containers' contents."""
+def _identity(tensor: Tensor) -> object:
+    return id(tensor), None if tensor.is_inference() else tensor._version, tuple(tensor.shape)
+
+
+def _walk(
+    value: Any, name: str, depth: int, seen: set[int], of_tensor: Callable[[Tensor], object] = _identity
+) -> Iterator[tuple[str, object]]:
+    """What of an argument can change: tensors, plain values, and containers' contents."""
     if isinstance(value, Tensor):
-        yield name, (id(value), None if value.is_inference() else value._version, tuple(value.shape))
+        yield name, of_tensor(value)
     elif isinstance(value, _PLAIN):
         yield name, value
     elif depth and id(value) not in seen and not isinstance(value, (nn.Module, type)):
@@ -165,12 +203,18 @@ def _walk(value: Any, name: str, depth: int, seen: set[int]) -> Iterator[tuple[s
         else:
             items = list(getattr(value, "__dict__", {}).items())
         for key, item in items:
-            yield from _walk(item, f"{name}.{key}" if name else str(key), depth - 1, seen)
+            yield from _walk(item, f"{name}.{key}" if name else str(key), depth - 1, seen, of_tensor)
 
 
 def _rng_state(*trees: object) -> tuple[Tensor, list[tuple[torch.device, Tensor]]]:
     devices = {leaf.device for leaf in tree_leaves(trees) if isinstance(leaf, Tensor) and leaf.device.type == "cuda"}
     return torch.get_rng_state(), [(device, torch.cuda.get_rng_state(device)) for device in devices]
+
+
+def _other_generators() -> dict[str, object]:
+    """The states of Python's and numpy's random generators."""
+    kind, keys, *rest = np.random.get_state()
+    return {"random": random.getstate(), "numpy.random": (kind, np.asarray(keys).tobytes(), *rest)}
 
 
 @contextmanager
@@ -184,9 +228,23 @@ def _from(state: tuple[Tensor, list[tuple[torch.device, Tensor]]]) -> Iterator[N
 
 
 def _equal(first: Any, second: Any, same: Callable[[Tensor, Tensor], bool]) -> bool:
-    a, b = tree_leaves(first), tree_leaves(second)
-    pairs = [(x, y) for x, y in zip(a, b, strict=False) if isinstance(x, Tensor)]
-    return len(a) == len(b) and all(isinstance(y, Tensor) and same(x, y) for x, y in pairs)
+    a, b = (tuple(_leaves(made, _DEPTH)) for made in (first, second))
+    return len(a) == len(b) and all(_equal_leaves(x, y, same) for x, y in zip(a, b, strict=True))
+
+
+def _leaves(made: Any, depth: int) -> Iterator[Any]:
+    """Tensors and plain values in what a forward returned, also in objects of classes that pytrees do not know."""
+    for leaf in tree_leaves(made):
+        if isinstance(leaf, (Tensor, *_PLAIN)):
+            yield leaf
+        elif depth and not isinstance(leaf, (nn.Module, type)):
+            yield from _leaves(dict(getattr(leaf, "__dict__", {})), depth - 1)
+
+
+def _equal_leaves(a: Any, b: Any, same: Callable[[Tensor, Tensor], bool]) -> bool:
+    if isinstance(a, Tensor):
+        return isinstance(b, Tensor) and same(a, b)
+    return type(a) is type(b) and bool(a == b or (a != a and b != b))
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

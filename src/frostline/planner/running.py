@@ -15,11 +15,11 @@ from frostline.errors import PlanError
 from frostline.memory import Workload
 from frostline.memory.analysis import describe, live_bytes
 from frostline.memory.report import build_report
-from frostline.planner.guard import no_fakes_left, same_scalers
+from frostline.planner.guard import no_fakes_left, no_step_skipped
 from frostline.planner.installation import install_
 from frostline.planner.trace import Mark, StepTrace, TwinTensors
 from frostline.records import MemoryReport, Treatment
-from frostline.regions import preserved
+from frostline.regions import rehearsal
 from frostline.tracing import AllocationLog, FakeTensors
 
 
@@ -91,8 +91,7 @@ class Runner:
                 stack.close()
                 self.method, self._twins, self._mode = "measured", None, None
                 self.notes = (f"counted in real runs of the step, for {reason}",)
-                stack.enter_context(preserved(self._workload.model, self._workload.optimizers))
-                stack.enter_context(same_scalers(fake=False))
+                stack.enter_context(rehearsal(self._workload.model, self._workload.optimizers))
                 self._workload.step()
             yield self
         if isinstance(self._mode, FakeTensors):
@@ -120,9 +119,9 @@ class Runner:
             if built_fake:
                 raise PlanError(reason, do="plan a step on a real model")
             return reason
-        stack.enter_context(preserved(model, self._workload.optimizers))
-        stack.enter_context(no_fakes_left(model) if not built_fake else nullcontext())
-        stack.enter_context(same_scalers(fake=True))
+        stack.enter_context(rehearsal(model, self._workload.optimizers, real=False))
+        stack.enter_context(no_fakes_left(model, self._workload.step) if not built_fake else nullcontext())
+        stack.enter_context(no_step_skipped())
         if self._mode is None:
             self._mode = self._twins = TwinTensors()
         stack.enter_context(self._mode)

@@ -10,13 +10,14 @@ from torch import nn
 
 from frostline.errors import PlanError
 from frostline.memory import Workload
-from frostline.planner.exploration import Exploration
+from frostline.planner.exploration import Exploration, Found
 from frostline.planner.purity import impure_units, mixing_units
 from frostline.planner.running import Runner
 from frostline.planner.solving import KEEP
 from frostline.planner.treatments import WAYS, lean_layers
 from frostline.planner.units import find_units
 from frostline.records import Plan, ProofClass, Treatment
+from frostline.regions import optimizers_of
 from frostline.tracing import build_fake, fake_tensors
 from frostline.units import parse_bytes
 
@@ -31,7 +32,7 @@ def plan(
     model: nn.Module,
     *,
     budget: Budget,
-    optimizers: Iterable[torch.optim.Optimizer] = (),
+    optimizers: Iterable[torch.optim.Optimizer] | torch.optim.Optimizer = (),
     inputs: object = (),
     units: Sequence[str] | None = None,
     allow: Iterable[Allowed] = ("exact",),
@@ -64,7 +65,7 @@ def plan(
         BudgetError: No plan fits; says the smallest peak, and what holds memory there.
         PlanError: A unit that is not in the model, or a size that is none.
     """
-    workload = Workload(step=step, model=model, optimizers=tuple(optimizers), inputs=inputs)
+    workload = Workload(step=step, model=model, optimizers=optimizers_of(optimizers), inputs=inputs)
     return plan_workload(workload, budget=budget, units=units, allow=allow)
 
 
@@ -96,7 +97,7 @@ class Planner:
         self, workload: Workload, *, units: Sequence[str] | None = None, allow: Iterable[Allowed] = ("exact",)
     ) -> None:
         self._workload, self._allowed = workload, _allowed(allow)
-        self._blocks = find_units(workload.model) if units is None else tuple(units)
+        self._blocks = find_units(workload.model) if units is None else _named(units)
         layers = lean_layers(workload.model, beside=self._blocks) if units is None else ()
         self._layers = frozenset(layers)
         self._modules = _modules(workload.model, (*self._blocks, *layers))
@@ -111,12 +112,26 @@ class Planner:
             BudgetError: No plan fits.
             PlanError: A size that is none.
         """
-        limit = _limit_of(budget)
+        return self.plans([budget])[0]
+
+    def plans(self, budgets: Iterable[Budget]) -> tuple[Plan, ...]:
+        """One for each of several budgets; what a run has shown serves all of them.
+
+        Raises:
+            BudgetError: No plan fits one of them.
+            PlanError: A size that is none, or there is no budget.
+        """
+        limits = [_limit_of(budget) for budget in budgets]
+        if not limits:
+            raise PlanError("there is no budget to plan for", do="give one or more")
         with Runner(self._workload, self._modules).opened() as runner:
             exploration = Exploration(runner, self._modules, self._impure, self._mixing, self._layers, self._allowed)
-            exploration.look(limit)
-            found = exploration.smallest() if limit == 0 else exploration.fitting(limit)
-        plain = exploration.plain
+            exploration.look(min(limits))
+            found = [exploration.fitting(limit) if limit else exploration.smallest() for limit in limits]
+        return tuple(self._plan(exploration, *each) for each in zip(limits, found, strict=True))
+
+    def _plan(self, exploration: Exploration, limit: int, found: Found) -> Plan:
+        plain, runner = exploration.plain, exploration.runner
         everything = exploration.treatments(found.kinds)
         treatments = tuple(each for each in everything if each.kind != KEEP or each.unit not in self._layers)
         return Plan(
@@ -159,10 +174,14 @@ def plan_blueprint(
 def _limit_of(budget: Budget) -> int:
     if budget == SMALLEST:
         return 0
-    limit = parse_bytes(budget) if isinstance(budget, str) else int(budget)
-    if limit <= 0:
+    limit = parse_bytes(budget) if isinstance(budget, str) else budget
+    if not isinstance(limit, int) or limit <= 0:
         raise PlanError(f"the budget is {budget!r}", do="give bytes, a size such as '6GiB', or 'smallest'")
     return limit
+
+
+def _named(units: Sequence[str] | str) -> tuple[str, ...]:
+    return (units,) if isinstance(units, str) else tuple(units)
 
 
 def _allowed(allow: Iterable[Any]) -> tuple[ProofClass, ...]:

@@ -65,15 +65,20 @@ class Way:
     parts: tuple[str, ...] = ()
 
 
-def ways(kind: str) -> Way:
+def ways(kind: str, arguments: Mapping[str, int]) -> Way:
     """The row of a kind.
 
     Raises:
-        PlanError: There is none.
+        PlanError: There is none, or it takes other arguments.
     """
     if kind not in WAYS:
         raise PlanError(f"no treatment is called {kind!r}", do=f"take one of {', '.join(WAYS)}")
-    return WAYS[kind]
+    way = WAYS[kind]
+    expected = way.arguments or {}
+    if set(arguments) != set(expected) or any(type(value) is not int or value < 1 for value in arguments.values()):
+        wanted = ", ".join(f"{name}, such as {value}" for name, value in expected.items()) or "none"
+        raise PlanError(f"{kind!r} cannot have the arguments {dict(arguments)}", do=f"give {wanted}")
+    return way
 
 
 def lean_layers(model: nn.Module, *, beside: Collection[str]) -> tuple[str, ...]:
@@ -117,7 +122,7 @@ def _both(model: nn.Module, unit: str, arguments: Mapping[str, int]) -> Handle:
 
 
 def _chunk(model: nn.Module, unit: str, arguments: Mapping[str, int]) -> Handle:
-    return chunk_(model.get_submodule(unit), arguments["chunk_size"])
+    return chunk_(model.get_submodule(unit), arguments["num_chunks"])
 
 
 def _offload(model: nn.Module, unit: str, _: Mapping[str, int]) -> Handle:
@@ -165,6 +170,6 @@ WAYS: dict[str, Way] = {
     "offload": Way("EXACT", _offload, _refuse_offload),
     "compress-bfloat16": Way("BOUNDED", partial(_compress, "bfloat16"), _refuse_compress),
     "compress-int8": Way("BOUNDED", partial(_compress, "int8"), _refuse_compress),
-    "chunk": Way("ROUNDING", _chunk, _refuse_chunk, {"chunk_size": 1}),
+    "chunk": Way("ROUNDING", _chunk, _refuse_chunk, {"num_chunks": 16}),
 }
 """Every kind of treatment by its name in a plan; ``keep`` is the absence of one."""

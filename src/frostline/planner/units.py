@@ -13,13 +13,15 @@ _HEAVY = 1 / 50
 def find_units(model: nn.Module) -> tuple[str, ...]:
     """The repeated blocks of a model, by qualified name, in its order; none lies inside another.
 
-    Blocks are the composite children of a `ModuleList` or `Sequential` in which a class occurs twice. Where such
-    children differ in size and consist mainly of repeated blocks themselves, as the stages of a Swin or a ResNet do,
-    the inner blocks are taken. A model without any is taken apart into its direct children with at least 2 % of its
-    parameters, below a lone wrapper.
+    Blocks are the composite children of a `ModuleList`, `ModuleDict` or `Sequential` in which a class occurs twice.
+    Where such children differ in size and consist mainly of repeated blocks themselves, as the stages of a Swin or a
+    ResNet do, the inner blocks are taken. A model without any is taken apart into its direct children with at least 2 %
+    of its parameters, below a lone wrapper.
     """
-    units = tuple(dict.fromkeys(_repeated(model, "")))
-    return units or _heavy_children(model)
+    units: dict[nn.Module, str] = {}
+    for name in _repeated(model, ""):
+        units.setdefault(model.get_submodule(name), name)  # a block that is shared has its first name
+    return tuple(units.values()) or _heavy_children(model)
 
 
 def _repeated(module: nn.Module, name: str) -> Iterator[str]:
@@ -36,7 +38,7 @@ def _repeated(module: nn.Module, name: str) -> Iterator[str]:
 
 
 def _blocks(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    if not isinstance(module, (nn.ModuleList, nn.Sequential)):
+    if not isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.Sequential)):
         return []
     children = [(name, child) for name, child in module.named_children() if any(True for _ in child.children())]
     called = [(name, child) for name, child in children if type(child).forward is not nn.Module.forward]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from frostline.errors import StepError
 from frostline.proof.compare import Gradients, compare_gradients, compare_states, noise_floor
 from frostline.records import ProofReport
-from frostline.regions import preserved, trainable_parameters
+from frostline.regions import optimizers_of, rehearsal, trainable_parameters
 
 
 def prove_step(
@@ -21,17 +21,17 @@ def prove_step(
     treated: Callable[[], object],
     model: nn.Module,
     *,
-    optimizers: Iterable[torch.optim.Optimizer] = (),
+    optimizers: Iterable[torch.optim.Optimizer] | torch.optim.Optimizer = (),
     reference: Callable[[], Gradients] | None = None,
 ) -> ProofReport:
     """Prove, or refute, that a treated step gives the plain step's gradients.
 
     What else a step leaves behind for the next one, the buffers and the random state, is compared as well.
-    Both start from the same parameters, buffers, optimizer state, modes and random numbers, without
-    gradients, and leave no trace. A parameter's gradient is recorded each time backward has added to it and
-    the last record counts, so a step may be a whole training step, with several micro-batches, an update and
-    `zero_grad` in it. Clipping and unscaling come after the record. The treatment may be installed inside
-    `treated`, and taken away again before it returns.
+    Both start from the same parameters, buffers, optimizer and scaler state, modes and random numbers, without
+    gradients, and leave no trace (`rehearsal` says what is put back). A parameter's gradient is recorded each time
+    backward has added to it and the last record counts, so a step may be a whole training step, with several
+    micro-batches, an update and `zero_grad` in it. Clipping and unscaling come after the record. The treatment may be
+    installed inside `treated`, and taken away again before it returns.
 
     Args:
         plain: Does forward and backward, and returns the loss.
@@ -44,11 +44,11 @@ def prove_step(
     Raises:
         StepError: A step does not return its loss.
     """
-    optimizers = tuple(optimizers)
+    optimizers = optimizers_of(optimizers)
     first, second = (_run(step, model, optimizers) for step in (plain, treated))
     floor = None
     if reference is not None:
-        with preserved(model, optimizers):
+        with rehearsal(model, optimizers):
             floor = noise_floor(first.gradients, reference())
     report = compare_gradients(
         first.gradients, second.gradients, floor=floor, loss_difference=abs(first.loss - second.loss)
@@ -68,7 +68,7 @@ class _Outcome:
 
 
 def _run(step: Callable[[], object], model: nn.Module, optimizers: tuple[torch.optim.Optimizer, ...]) -> _Outcome:
-    with preserved(model, optimizers), ExitStack() as hooks:
+    with rehearsal(model, optimizers), ExitStack() as hooks:
         gradients: dict[str, Tensor | None] = {}
         for name, parameter in trainable_parameters(model).items():
             parameter.grad = gradients[name] = None

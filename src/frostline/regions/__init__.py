@@ -2,7 +2,8 @@
 
 from frostline.regions.freeze import freeze_, is_frozen, unfreeze_
 from frostline.regions.override import Override, find_override, override_
-from frostline.regions.preserve import preserved
+from frostline.regions.preserve import optimizers_of, preserved
+from frostline.regions.rehearsal import SCALER_METHODS, rehearsal
 from frostline.regions.state import (
     load_trainable_state_,
     trainable_parameters,
@@ -10,13 +11,16 @@ from frostline.regions.state import (
 )
 
 __all__ = [
+    "SCALER_METHODS",
     "Override",
     "find_override",
     "freeze_",
     "is_frozen",
     "load_trainable_state_",
+    "optimizers_of",
     "override_",
     "preserved",
+    "rehearsal",
     "trainable_parameters",
     "trainable_state",
     "unfreeze_",

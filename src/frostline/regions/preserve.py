@@ -30,6 +30,11 @@ def preserved(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer] = ()
         yield
 
 
+def optimizers_of(given: Iterable[torch.optim.Optimizer] | torch.optim.Optimizer) -> tuple[torch.optim.Optimizer, ...]:
+    """All optimizers that were given, also where it is one by itself."""
+    return (given,) if isinstance(given, torch.optim.Optimizer) else tuple(given)
+
+
 @dataclass(frozen=True)
 class _Saved:
     """A tensor and a copy of its values."""

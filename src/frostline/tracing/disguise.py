@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _foreach_utils
 
-from frostline.tracing.patches import wrapped
+from frostline.patches import wrapped
 
 _ASKS = (("transformers.utils.import_utils", "is_fake_tensor"),)
 """Functions of other packages that ask; transformers then takes the way of an exported graph, with larger masks."""

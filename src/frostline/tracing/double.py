@@ -13,8 +13,8 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._pytree import tree_leaves, tree_map
 
+from frostline.patches import wrapped
 from frostline.tracing.operators import READ_ONLY, is_in_place
-from frostline.tracing.patches import wrapped
 
 _UP = {
     torch.float16: torch.float64,

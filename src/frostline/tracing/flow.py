@@ -18,6 +18,7 @@ from torch.nn.modules.module import (
 )
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
+from frostline.patches import unwarned, wrapped
 from frostline.tracing.backward import BackwardWatch
 from frostline.tracing.event import Backward, Event, EventKind, Source
 from frostline.tracing.grad_switch import GradSwitches, reentrant_context
@@ -46,7 +47,6 @@ from frostline.tracing.operators import (
     name_of,
     running_statistics,
 )
-from frostline.tracing.patches import unwarned, wrapped
 from frostline.tracing.stack import apply_line, checkpoint_line, is_called_by_torch, locate
 from frostline.tracing.values import is_transformed, tensors_in
 from frostline.where import Line

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch.autograd import grad_mode
 
+from frostline.patches import wrapped
 from frostline.tracing.event import GradContext, GradSwitch
-from frostline.tracing.patches import wrapped
 from frostline.where import Line, is_library, user_place
 
 _TORCH = str(Path(torch.__file__).parent)

@@ -18,8 +18,8 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.utils import clip_grad
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from frostline.patches import wrapped
 from frostline.tracing.flow import FlowTrace
-from frostline.tracing.patches import wrapped
 from frostline.tracing.values import fingerprint, gradient_state, tensors_in
 from frostline.where import Line, is_library, user_place
 

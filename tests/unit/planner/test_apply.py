@@ -90,7 +90,7 @@ def test_a_failure_half_way_leaves_nothing_behind():
 
 def test_a_plan_from_a_file_is_the_plan():
     made = plan_workload(squares(stack(), torch.randn(64, 32)), budget="smallest", units=["1.0", "1.2"])
-    made = replace(made, treatments=(*made.treatments, Treatment(unit="x", kind="chunk", arguments={"chunk_size": 2})))
+    made = replace(made, treatments=(*made.treatments, Treatment(unit="x", kind="chunk", arguments={"num_chunks": 2})))
     assert from_json(to_json(made)) == made
     assert str(from_json(to_json(made))) == str(made)
 
@@ -98,7 +98,7 @@ def test_a_plan_from_a_file_is_the_plan():
 def test_a_plan_prints_neighbours_of_one_kind_as_one():
     treatments = [Treatment(unit=f"blocks.{i}", kind="checkpoint" if i < 11 else "keep") for i in range(12)]
     plan = replace(
-        handmade(*treatments, Treatment(unit="tower", kind="chunk", arguments={"chunk_size": 1})),
+        handmade(*treatments, Treatment(unit="tower", kind="chunk", arguments={"num_chunks": 2})),
         budget_bytes=2**20,
         predicted_cost=0.25,
         notes=("a note",),
@@ -106,7 +106,14 @@ def test_a_plan_prints_neighbours_of_one_kind_as_one():
     assert str(plan) == (
         "plan for budget 1.0 MiB: predicted peak 1 B instead of 1 B, +25.0% work, EXACT\n"
         "  blocks.0 to blocks.10: checkpoint\n"
-        "  tower: chunk (chunk_size=1)\n"
+        "  tower: chunk (num_chunks=2)\n"
         "  note: a note"
     )
     assert str(handmade()).splitlines()[1] == "  nothing to do"
+
+
+@pytest.mark.parametrize("arguments", [{}, {"num_chunks": 0}, {"num_chunks": 4, "size": 1}, {"num_chunks": "4"}])
+def test_arguments_that_a_treatment_does_not_take(arguments):
+    model = stack()
+    with pytest.raises(PlanError, match="'chunk' cannot have the arguments (.|\n)*num_chunks, such as 16"):
+        apply_(model, handmade(Treatment(unit="1.0", kind="chunk", arguments=arguments)))

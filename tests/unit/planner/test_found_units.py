@@ -47,6 +47,16 @@ MODELS = {
 }
 
 
+def shared():
+    model = nn.ModuleDict({"first": nn.ModuleList([mlp(), mlp()])})
+    model["second"] = nn.ModuleList([model["first"][1], mlp()])
+    return model
+
+
+MODELS["a block in two lists has its first name"] = (shared(), ("first.0", "first.1", "second.1"))
+MODELS["blocks of a dictionary"] = (nn.ModuleDict({"a": mlp(), "b": mlp()}), ("a", "b"))
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_units(name):
     model, units = MODELS[name]

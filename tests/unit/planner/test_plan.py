@@ -297,6 +297,9 @@ def test_a_budget_below_what_is_there_before_the_step_asks_for_less_of_that():
     [
         ({"budget": 0}, "the budget is 0"),
         ({"budget": -5}, "the budget is -5"),
+        ({"budget": None}, "the budget is None"),
+        ({"budget": float("nan")}, "the budget is nan"),
+        ({"budget": "1MiB", "units": "1.9"}, "no module of the model is called '1.9'"),
         ({"budget": "1MiB", "allow": ("exakt",)}, "no class of gradients is called 'exakt'"),
         ({"budget": "1MiB", "units": ["1.9"]}, "no module of the model is called '1.9'"),
         ({"budget": "1MiB", "units": ["1", "1.0"]}, "'1.0' lies inside '1'"),
@@ -363,6 +366,29 @@ def test_the_largest_batch_fits_and_the_next_one_does_not():
         largest_batch(make_workload, "8KiB")
     with pytest.raises(PlanError, match="every batch has a smallest peak"):
         largest_batch(make_workload, "smallest")
+    with pytest.raises(PlanError, match="the largest batch to try is 0"):
+        largest_batch(make_workload, "600KiB", at_most=0)
+
+
+def test_several_budgets_are_planned_as_each_by_itself():
+    work = squares(stack(4), torch.randn(64, 32))
+    smallest = planned(work, "smallest")
+    half = (smallest.predicted_peak_bytes + smallest.baseline_peak_bytes) // 2
+    budgets = (2**30, half, "smallest")
+    together = Planner(work).plans(budgets)
+    for budget, made in zip(budgets, together, strict=True):
+        alone = planned(work, budget)
+        assert (made.predicted_peak_bytes, made.predicted_cost) == (alone.predicted_peak_bytes, alone.predicted_cost)
+    assert together[0].treated == () and together[2] == smallest
+    with pytest.raises(PlanError, match="there is no budget to plan for"):
+        Planner(work).plans([])
+
+
+def test_one_optimizer_may_come_alone():
+    work = squares(stack(), torch.randn(64, 32))
+    made = plan(work.step, work.model, budget="smallest", optimizers=work.optimizers[0], inputs=work.inputs)
+    assert made == planned(work, "smallest")
+    assert prove(work.step, work.model, made, optimizers=work.optimizers[0]).proof_class == "EXACT"
 
 
 def test_what_is_only_bounded_is_chosen_where_it_is_allowed_and_nowhere_else():
