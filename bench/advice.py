@@ -35,8 +35,9 @@ a rule turns the numbers of the run into a verdict. To see it on your machine:
 python bench/advice.py
 ```
 
-It takes one CPU core, 1 GiB of memory and about a minute; no GPU, no download. The command writes this page.
-Bytes are those of live tensors at the peak of a training step, weights included; a MiB is 2^20 of them.
+It takes one CPU core, 4 GiB of memory and some minutes; no GPU, no download. The command writes this page.
+Bytes are those of live tensors at the peak of a training step, weights included unless said otherwise; a MiB is 2^20 of
+them.
 
 | verdict | meaning |
 |---|---|

@@ -9,6 +9,7 @@ BENCH = Path(__file__).parents[2] / "bench"
 sys.path.insert(0, str(BENCH))
 
 import advice  # noqa: E402
+import advice_linet  # noqa: E402
 import advice_semcom  # noqa: E402
 from advice_verdict import (  # noqa: E402
     MEANING,
@@ -75,11 +76,12 @@ def test_a_penalty_hides_that_the_decompression_gets_no_gradient():
 def test_the_page_lists_exactly_the_registered_claims():
     lines = advice.PAGE.read_text(encoding="utf-8").splitlines()
     headings = [line.removeprefix("### ") for line in lines if line.startswith("### ")]
-    assert headings == [claim.claim for claim in advice_semcom.CLAIMS]
+    claims = {"semcom": advice_semcom.CLAIMS, "linet": advice_linet.CLAIMS}
+    assert headings == [claim.claim for results in advice.read_results() for claim in claims[results.system]]
 
 
 def test_published_verdicts_are_those_of_small_runs():
-    (semcom,) = advice.read_results()
+    (semcom,) = [results for results in advice.read_results() if results.system == "semcom"]
     for claim, found in zip(advice_semcom.CLAIMS, semcom.advice, strict=True):
         name = claim.test.__name__
         expected = {"no effect"} if name == "transformers_checkpointing" else VERDICTS[name]

@@ -14,6 +14,10 @@ SMALL = [
     "--data.num-scenes", "16", "--data.image-size", "64", "--training.batch-size", "16",
     "--system.width-multiplier", "0.25", "--system.modality-dropout-ramp", "0",
 ]  # fmt: skip
+TINY = [
+    "--data.num-scenes", "8", "--data.image-size", "32", "--training.batch-size", "8",
+    "--system.width-multiplier", "0.125", "--system.modality-dropout-ramp", "0",
+]  # fmt: skip
 
 
 def run(*words):
@@ -38,7 +42,7 @@ def test_a_plan_for_a_budget_is_proved_against_the_step_that_keeps_everything(tm
 
 
 def test_without_a_budget_the_configuration_is_proved(capsys):
-    assert run("prove", "linet", *SMALL, "--system.recompute", "activations", "--json") == 0
+    assert run("prove", "linet", *TINY, "--system.recompute", "activations", "--json") == 0
     report = from_json(capsys.readouterr().out)
     assert isinstance(report, ProofReport) and report.proof_class == "EXACT" and report.checks_pass
     assert [check.name for check in report.checks][:4] == [
@@ -47,7 +51,7 @@ def test_without_a_budget_the_configuration_is_proved(capsys):
 
 
 def test_a_budget_that_nothing_fits(capsys):
-    assert run("plan", "linet", *SMALL, "--memory.budget", "1MiB") == 1
+    assert run("plan", "linet", *TINY, "--memory.budget", "1MiB") == 1
     assert "no plan fits 1MiB: the smallest peak is" in " ".join(capsys.readouterr().err.split())
 
 

@@ -194,7 +194,7 @@ def test_from_the_configuration():
 
 def test_the_byte_table_is_measured():
     setting = Setting(width_multiplier=0.25, batch_size=8, image_size=64, rate=0.5, num_rounds=1)
-    proof = replace(setting, width_multiplier=0.125, batch_size=5)
+    proof = replace(setting, width_multiplier=0.125, batch_size=8)
     table = peak_table(setting, proof)
     rows = {row.name: row for row in table.rows}
     assert list(rows) == [row.name for row in ROWS]
