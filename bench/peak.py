@@ -52,7 +52,7 @@ def graf(arguments: argparse.Namespace) -> PeakTable:
     """A radiance-field GAN with super-resolution: the generator's step."""
     if arguments.device != "cpu" or arguments.image < 0:
         raise ConfigError("graf is measured on the CPU, and an image has a positive side", do="leave out --device")
-    proof = graf_table.Setting(batch_size=2, image_size=12, channels=32, superres_width=16, num_rounds=2)
+    proof = graf_table.Setting(batch_size=2, image_size=16, channels=32, superres_width=16, num_rounds=3)
     setting = graf_table.Setting()
     if arguments.image:
         setting = graf_table.Setting(batch_size=1, image_size=arguments.image, whole_image=True)

@@ -23,7 +23,11 @@ SMALL = GrafSystemConfig(
 
 def small(**sections):
     """The small configuration with some keys of some sections changed: ``small(ccsr={"loss": "consistency"})``."""
-    return replace(SMALL, **{name: replace(getattr(SMALL, name), **keys) for name, keys in sections.items()})
+    changed = {
+        name: replace(getattr(SMALL, name), **keys) if isinstance(keys, dict) else keys
+        for name, keys in sections.items()
+    }
+    return replace(SMALL, **changed)
 
 
 def players(config=SMALL, dtype=torch.float64, precision="32-true"):

@@ -32,7 +32,7 @@ def evaluate(
     With --checkpoint and a system's name, the run's own configuration is used. Every key of the configuration is a
     word; `frostline evaluate semcom --help` lists them.
     """
-    request = read_request(_configuration(config, checkpoint), words)
+    request = read_request(run_configuration(config, checkpoint), words)
     if print_config:
         output(dump_config(request))
         return 0
@@ -57,7 +57,7 @@ def evaluate(
     return 0
 
 
-def _configuration(name: str, checkpoint: Path | None) -> str:
+def run_configuration(name: str, checkpoint: Path | None) -> str:
     """The run's own configuration where only the system was named."""
     if checkpoint is None or name not in SYSTEMS or not (checkpoint / "config.yaml").exists():
         return name

@@ -13,6 +13,7 @@ from frostline import __version__
 from frostline.cli.audit import audit
 from frostline.cli.demo import demo
 from frostline.cli.evaluate import evaluate
+from frostline.cli.generate import generate
 from frostline.cli.measure import measure
 from frostline.cli.plan import plan
 from frostline.cli.prove import prove
@@ -34,11 +35,11 @@ Exit codes: 0 fine, 1 findings or over budget, 2 the request cannot be carried
 out, 130 interrupted; a training run that had begun is saved first."""
 
 app = App(name="frostline", help=_HELP, version=__version__, help_format="plaintext", result_action="return_value")
-for verb in (audit, measure, plan, prove, train, evaluate, demo, report):
+for verb in (audit, measure, plan, prove, train, evaluate, generate, demo, report):
     app.command(verb)
 
 
-_WITH_KEYS = ("audit", "measure", "plan", "prove", "train", "evaluate")
+_WITH_KEYS = ("audit", "measure", "plan", "prove", "train", "evaluate", "generate")
 _WITH_SCRIPTS = ("audit", "measure")
 
 

@@ -112,7 +112,7 @@ def _same_schedules() -> Iterator[None]:
                 vars(each).update({name: _put_back(value) for name, value in attributes.items()})
 
 
-def _kinds(kind: type) -> set[type]:
+def _kinds(kind: type[Any]) -> set[type[Any]]:
     found = {kind}
     for narrower in kind.__subclasses__():
         found |= _kinds(narrower)

@@ -6,10 +6,11 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from frostline.config import RunConfig
+from frostline.config import ConfigSource, RunConfig
 from frostline.errors import ConfigError, import_extra
 
-SYSTEMS = ("semcom", "linet")
+SYSTEMS = ("semcom", "linet", "graf")
+_WITH_ORIGINALS = ("graf",)
 
 
 def config_class(name: str) -> type[RunConfig]:
@@ -27,6 +28,20 @@ def config_class(name: str) -> type[RunConfig]:
 def demo_file(name: str) -> Path:
     """The configuration that a system's demonstration runs."""
     return Path(__file__).parent / name / "demo.yaml"
+
+
+def read_original(name: str, path: Path) -> tuple[ConfigSource, list[str]]:
+    """A configuration of the published code that a system took over, and what to know of its keys.
+
+    Raises:
+        ConfigError: The system takes none over, or this one cannot be read.
+    """
+    if name not in _WITH_ORIGINALS:
+        raise ConfigError(f"{name} reads no published configuration", do=f"choose one of {', '.join(_WITH_ORIGINALS)}")
+    converted: tuple[ConfigSource, list[str]] = importlib.import_module(f"frostline.systems.{name}.original").convert(
+        path
+    )
+    return converted
 
 
 def system_verbs(name: str) -> Any:

@@ -5,9 +5,9 @@ from frostline.training.group import Group
 from frostline.training.interrupt import Interrupt
 from frostline.training.loading import Batch, BatchStream, Dataset, Sample
 from frostline.training.log import RunLog
-from frostline.training.loop import Observer, System, run
+from frostline.training.loop import Observer, Reviewed, System, run
 from frostline.training.phase import Loss, Phase, Precision, autocast, check_ownership
-from frostline.training.schedule import Schedule, constant, cosine, one_cycle
+from frostline.training.schedule import Schedule, constant, cosine, milestones, one_cycle
 from frostline.training.step import run_step
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Observer",
     "Phase",
     "Precision",
+    "Reviewed",
     "RunLog",
     "Sample",
     "Schedule",
@@ -30,6 +31,7 @@ __all__ = [
     "check_ownership",
     "constant",
     "cosine",
+    "milestones",
     "one_cycle",
     "run",
     "run_step",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -47,6 +47,18 @@ class System(Protocol):
 
     def batches(self) -> BatchStream[Any]:
         """Where the micro-batches come from."""
+        ...
+
+
+@runtime_checkable
+class Reviewed(Protocol):
+    """What a system also has that looks at its own work during a run."""
+
+    def review(self, step: int) -> None:
+        """Called on the main process behind so many steps: before the first one too, and again where a run repeats it.
+
+        Torch's generators are afterwards as they were; the model must be.
+        """
         ...
 
 
@@ -123,6 +135,8 @@ def run(
         if group.is_main:
             log.start(first_step)
             observer.started(settings.num_steps, first_step)
+        if first_step == 0:
+            _review(system, first_step, group)
         while step < settings.num_steps and not stop:
             waiting = time.perf_counter()
             micro_batches = next(batches)
@@ -137,6 +151,7 @@ def run(
             group.broadcast_(_buffers(system.model))
             if group.is_main:
                 _tell(last, log, observer)
+            _review(system, step, group)
             stop = group.total(interrupt.requested) > 0  # one process's signal stops all at the same step
             if stop or step == settings.num_steps or step % settings.checkpoint_every == 0:
                 _save(system, step, store, group, config_text, observer)
@@ -183,6 +198,13 @@ def _resume(system: System, store: CheckpointStore, group: Group) -> int:
         phase.load_state_dict(checkpoint.phases[phase.name])
     restore_rng_(checkpoint.rng[group.rank], group.device)
     return checkpoint.step
+
+
+def _review(system: System, step: int, group: Group) -> None:
+    if group.is_main and isinstance(system, Reviewed):
+        rng = rng_state(group.device)
+        system.review(step)
+        restore_rng_(rng, group.device)
 
 
 def _save(

@@ -62,6 +62,7 @@ class Phase:
         device: Where the loss is computed.
         clip_norm: Largest L2 norm over the gradients of all optimizers; 0 leaves them as they are.
         precision: Autocast type; ``16-mixed`` also scales the loss.
+        on_update: Called behind every update that was made, with the number of steps before it; skipped ones have none.
 
     Attributes:
         step: Steps made so far, skipped ones included.
@@ -82,12 +83,13 @@ class Phase:
         device: torch.device,
         clip_norm: float = 0.0,
         precision: Precision = "32-true",
+        on_update: Callable[[int], None] | None = None,
     ) -> None:
         if not optimizers:
             raise ConfigError(f"phase {name!r} has no optimizer")
         self.name, self.loss, self.weight = name, loss, weight
         self.optimizers, self.schedule, self.device = tuple(optimizers), schedule, device
-        self.clip_norm, self.precision = clip_norm, precision
+        self.clip_norm, self.precision, self.on_update = clip_norm, precision, on_update
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "16-mixed")
         self.scaler.scale(torch.zeros((), device=device))  # a process may have no loss in the first step
         self.step = self.num_skipped = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 Schedule = Callable[[int], float]
 """Steps made before this one -> factor on each parameter group's initial learning rate."""
@@ -56,3 +56,13 @@ def one_cycle(num_steps: int, rise: float = 0.3, initial: float = 1 / 25, final:
         return last + (first - last) * (1 + math.cos(math.pi * progress)) / 2
 
     return factor
+
+
+def milestones(steps: Sequence[int], factor: float) -> Schedule:
+    """A product of as many factors as milestones lie behind.
+
+    Args:
+        steps: After so many steps the rate is multiplied once more.
+        factor: By this.
+    """
+    return lambda step: factor ** sum(step >= milestone for milestone in steps)

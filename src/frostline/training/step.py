@@ -63,6 +63,8 @@ def run_step(phase: Phase, micro_batches: Sequence[Batch], group: Group) -> Step
     gradient_norm, *values = torch.stack([norm, *means.values()]).tolist()
     totals = _sum_over_processes(dict(zip(means, values, strict=True)), group)
     skipped = phase.scaler.is_enabled() and not math.isfinite(gradient_norm)
+    if phase.on_update is not None and not skipped:
+        phase.on_update(phase.step)
     phase.step += 1
     phase.num_skipped += skipped
     allocated, reserved, peak = _allocator_bytes(phase.device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from frostline.config import RunConfig
@@ -9,7 +11,7 @@ from frostline.errors import ConfigError
 from frostline.records import EvaluationReport
 from frostline.regions import load_trainable_state_
 from frostline.training import CheckpointStore
-from frostline.workflow.session import SILENT, Device, RunObserver, open_group, verbs_of
+from frostline.workflow.session import SILENT, Device, RunObserver, TrainableSystem, open_group, verbs_of
 
 
 def evaluate(
@@ -36,10 +38,35 @@ def evaluate(
         DeviceError: The device is not there.
     """
     verbs = verbs_of(config)
+    with trained(config, checkpoint=checkpoint, observer=observer, device=device) as system:
+        if baselines:
+            system.fill_cache(observer.filling)
+        return verbs.evaluate(system, baselines, observer.note)
+
+
+@contextmanager
+def trained(
+    config: RunConfig, *, checkpoint: Path | str | None, observer: RunObserver, device: Device
+) -> Iterator[TrainableSystem]:
+    """A system with the weights of a run, in eval mode, on one process.
+
+    Args:
+        config: Of any system; a run's own lies in its directory.
+        checkpoint: A run's directory; needed where something trains.
+        observer: Told what the system says of itself.
+        device: ``auto`` takes a GPU where there is one.
+
+    Raises:
+        CheckpointError: There is no checkpoint, or it is of another system.
+        ConfigError: A value cannot be used.
+        DataError: The data cannot be used.
+        DeviceError: The device is not there.
+    """
+    verbs = verbs_of(config)
     group = open_group(device)
     try:
         if group.world_size > 1:
-            raise ConfigError("evaluation runs on one process", do="leave out torchrun")
+            raise ConfigError("a trained system is looked at on one process", do="leave out torchrun")
         state = None
         if checkpoint is not None:
             state = CheckpointStore(Path(checkpoint), verbs.TRAINABLES).load_trainables()
@@ -54,8 +81,6 @@ def evaluate(
                 )
             load_trainable_state_(system.model, state)
         system.model.eval()
-        if baselines:
-            system.fill_cache(observer.filling)
-        return verbs.evaluate(system, baselines, observer.note)
+        yield system
     finally:
         group.close()

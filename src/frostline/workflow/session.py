@@ -78,6 +78,15 @@ class OwnTreatments(Protocol):
         ...
 
 
+@runtime_checkable
+class Generative(Protocol):
+    """What the verbs of a system also have that makes something to look at."""
+
+    def generate(self, system: TrainableSystem, directory: Path, note: Callable[[str], None]) -> list[Path]:
+        """Write files, and say which."""
+        ...
+
+
 class RunObserver(Observer, Protocol):
     """Who is told how a run goes, from its header on."""
 

@@ -115,5 +115,5 @@ def test_a_plan_prints_neighbours_of_one_kind_as_one():
 @pytest.mark.parametrize("arguments", [{}, {"num_chunks": 0}, {"num_chunks": 4, "size": 1}, {"num_chunks": "4"}])
 def test_arguments_that_a_treatment_does_not_take(arguments):
     model = stack()
-    with pytest.raises(PlanError, match="'chunk' cannot have the arguments (.|\n)*num_chunks, such as 16"):
+    with pytest.raises(PlanError, match=r"'chunk' cannot have the arguments (.|\n)*num_chunks, such as 16"):
         apply_(model, handmade(Treatment(unit="1.0", kind="chunk", arguments=arguments)))

@@ -68,7 +68,7 @@ def in_a_cell():
 
 def in_a_global():
     def note(loss):
-        global mean, first
+        global mean, first  # noqa: PLW0603 - that is the case
         mean = 0.9 * mean + 0.1 * loss
         first = loss
 

@@ -13,6 +13,9 @@ __all__ = [
     "Discriminator",
     "Draw",
     "Generator",
+    "GrafConfig",
+    "GrafModel",
+    "GrafSystem",
     "GrafSystemConfig",
     "Patch",
     "Photographs",
@@ -27,10 +30,11 @@ __all__ = [
 
 if TYPE_CHECKING:
     from frostline.systems.graf.camera import Camera, Poses
-    from frostline.systems.graf.config import GrafSystemConfig
+    from frostline.systems.graf.config import GrafConfig, GrafSystemConfig
     from frostline.systems.graf.discriminator import Discriminator
     from frostline.systems.graf.ema import average_of, update_average_
     from frostline.systems.graf.generator import Draw, Generator, Rendering
+    from frostline.systems.graf.model import GrafModel
     from frostline.systems.graf.objective import (
         Photographs,
         build_discriminator,
@@ -38,12 +42,16 @@ if TYPE_CHECKING:
         generator_loss,
     )
     from frostline.systems.graf.rays import Patch
+    from frostline.systems.graf.system import GrafSystem
 
 _FILES = {
     "Camera": "camera",
     "Discriminator": "discriminator",
     "Draw": "generator",
     "Generator": "generator",
+    "GrafConfig": "config",
+    "GrafModel": "model",
+    "GrafSystem": "system",
     "GrafSystemConfig": "config",
     "Patch": "rays",
     "Photographs": "objective",

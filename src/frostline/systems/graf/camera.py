@@ -83,6 +83,7 @@ class Camera:
                 where="--system.camera.near, --system.camera.far",
                 do="let near be smaller",
             )
+        self.image_size = config.image_size
         self.near, self.far, self.radius = config.near, config.far, config.radius
         self._half_width = math.tan(math.radians(config.fov_degrees) / 2)
 

@@ -196,8 +196,8 @@ class MetricsConfig:
     num_images: Count = 500
     """Images that are generated, with classes and poses drawn from the data, and as many real ones at most."""
     features: str = "own"
-    """The net whose features FID and KID compare: a small one that learns the data's classes and poses, or a TorchScript
-    file that makes features of uint8 images, such as an Inception net's."""
+    """The net whose features FID and KID compare: a small one that learns the data's classes and poses, or a
+    TorchScript file that makes features of uint8 images, such as an Inception net's."""
     feature_steps: Count = 400
     """Updates that the own net gets."""
     select: Literal["kid", "fid"] = "kid"

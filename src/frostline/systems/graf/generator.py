@@ -66,6 +66,10 @@ class Generator(nn.Module):
         config: Of the whole system.
         precision: Autocast type of the field's MLP; everything else keeps its own.
 
+    Attributes:
+        chunk_rays: As configured; it may be set to another number between two calls.
+        recompute: Likewise.
+
     Raises:
         ConfigError: Values that make no generator.
     """
@@ -74,6 +78,7 @@ class Generator(nn.Module):
         super().__init__()
         _check(config)
         self.config = config
+        self.chunk_rays, self.recompute = config.rendering.chunk_rays, config.rendering.recompute
         self.camera = Camera(config.camera)
         self.sampler = RaySampler(config.rays, config.camera.image_size)
         self.renderer = Renderer(config.rendering, config.camera.near, config.camera.far)
@@ -83,10 +88,23 @@ class Generator(nn.Module):
         self.superres = SuperResolution(config.ccsr) if config.ccsr.enabled else None
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights."""
+        return self.field.density.weight.dtype
+
+    @property
     def output_size(self) -> int:
         """Height and width of the images that the discriminator sees."""
-        enlarged = self.superres is not None and self.config.ccsr.loss == "adversarial"
-        return self.sampler.size * (self.config.ccsr.scale if enlarged else 1)
+        return self.sampler.size * self._enlargement
+
+    @property
+    def whole_size(self) -> int:
+        """Height and width of whole images, of which the discriminator may see patches."""
+        return self.camera.image_size * self._enlargement
+
+    @property
+    def _enlargement(self) -> int:
+        return self.config.ccsr.scale if self.superres is not None and self.config.ccsr.loss == "adversarial" else 1
 
     def draw(
         self,
@@ -110,7 +128,7 @@ class Generator(nn.Module):
         latents = torch.randn(num, self.config.field.latent_size, generator=generator)
         seeds = torch.randint(2**62, (num,), generator=generator)
         patch = patch or self.sampler.draw(num, step=step, generator=generator, device=device)
-        return Draw(latents.to(device, self.field.density.weight.dtype), classes, poses, patch, seeds.to(device))
+        return Draw(latents.to(device, self.dtype), classes, poses, patch, seeds.to(device))
 
     def forward(
         self,
@@ -184,13 +202,13 @@ class Generator(nn.Module):
 
     def _map(self, render: Any, inputs: tuple[Tensor, ...], shared: tuple[Tensor, ...], parameters: Any) -> Any:
         """Apply `render` to `chunk_rays` rays at a time, over all images."""
-        rendering, num_rays = self.config.rendering, inputs[0].shape[1]
-        chunk_size = min(num_rays, max(1, rendering.chunk_rays // len(inputs[0]))) if rendering.chunk_rays else 0
+        num_rays = inputs[0].shape[1]
+        chunk_size = min(num_rays, max(1, self.chunk_rays // len(inputs[0]))) if self.chunk_rays else 0
         options: dict[str, Any] = {"chunk_size": chunk_size, "dim": 1, "shared": shared, "preserve_rng_state": False}
-        if rendering.recompute == "none" and torch.is_grad_enabled() and chunk_size:
+        if self.recompute == "none" and torch.is_grad_enabled() and chunk_size:
             slices = zip(*(tensor.split(chunk_size, 1) for tensor in inputs), strict=True)
             return [torch.cat(parts, 1) for parts in zip(*(render(*rows, *shared) for rows in slices), strict=True)]
-        if rendering.recompute == "deferred":
+        if self.recompute == "deferred":
             return deferred_map(render, inputs, parameters=parameters, **options)
         return chunked_map(render, inputs, **options)
 

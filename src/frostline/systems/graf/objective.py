@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from frostline.systems.graf.augmentation import augment
 from frostline.systems.graf.camera import Poses
 from frostline.systems.graf.discriminator import Discriminator, Verdict
 from frostline.systems.graf.generator import Draw, Generator
@@ -85,7 +86,7 @@ def discriminator_loss(
             generated = shown(generator, rendering.image, draw)
         fake = judge(discriminator, generated, draw)
         seen = replace(draw.patch, size=generator.output_size)
-        images = seen.crop(real.images)
+        images = augment(seen.crop(real.images), draw.seeds, config, real=True)
         verdict = discriminator(images, real.classes, real.poses, draw.patch)
         terms = {"fake": fake_loss(fake.score), "real": real_loss(verdict.score)}
         total = terms["fake"] + terms["real"]
@@ -100,6 +101,31 @@ def discriminator_loss(
         return Loss(total, terms)
 
 
+def reconstruction_loss(generator: Generator, draw: Draw, real: Photographs, *, step: int) -> Loss:
+    """The mean squared error of renderings to images of the same poses; there is one scene, and no latent code.
+
+    Args:
+        generator: Trains.
+        draw: With the poses of the images, and the part of them to look at.
+        real: The images.
+        step: Steps made so far: noise falls.
+    """
+    with torch.autocast(draw.latents.device.type, enabled=False):
+        draw = replace(draw, latents=torch.zeros_like(draw.latents))
+        own = generator.coarse_field is not None
+        rendering = generator(draw, noise_std=generator.renderer.noise_std(step), read_coarse=own)
+        pictures = [rendering.image] if rendering.coarse is None else [rendering.image, rendering.coarse]
+        target = replace(draw.patch, size=generator.output_size).crop(real.images)
+        errors = [F.mse_loss(shown(generator, picture, draw), target) for picture in pictures]
+        terms = {"squared_error": errors[0]}
+        total = torch.stack(errors).sum()
+        config = generator.config.ccsr
+        if config.enabled and config.loss == "consistency":
+            terms["consistency"] = consistency = consistency_loss(generator, rendering.image, draw, step=step)
+            total = total + consistency
+        return Loss(total, terms)
+
+
 def shown(generator: Generator, images: Tensor, draw: Draw) -> Tensor:
     """What the discriminator sees of rendered images: they themselves, or super-resolution's result."""
     ccsr = generator.config.ccsr
@@ -107,7 +133,8 @@ def shown(generator: Generator, images: Tensor, draw: Draw) -> Tensor:
 
 
 def judge(discriminator: Discriminator, images: Tensor, draw: Draw) -> Verdict:
-    """The discriminator on generated images."""
+    """The discriminator on generated images, augmented if that is asked for."""
+    images = augment(images, draw.seeds, discriminator.config)
     verdict: Verdict = discriminator(images, draw.classes, draw.poses, draw.patch)
     return verdict
 

@@ -28,6 +28,7 @@ from frostline.systems.graf.config import (
 from frostline.systems.graf.discriminator import Discriminator
 from frostline.systems.graf.generator import Draw, Generator
 from frostline.systems.graf.objective import build_discriminator, generator_loss
+from frostline.systems.graf.rays import RaySampler
 from frostline.systems.graf.reference import published_loss
 from frostline.training import Precision
 
@@ -52,6 +53,7 @@ class Setting:
         superres_width: Channels of super-resolution.
         whole_image: Super-resolution feeds the loss, and the discriminator has a row of its own; otherwise the
             discriminator sees the rendering, and super-resolution the published consistency.
+        system: A run's own configuration instead of all these sizes but the batch's.
         num_rounds: Steps of each row that are timed, in turns.
     """
 
@@ -63,6 +65,7 @@ class Setting:
     channels: int = 128
     superres_width: int = 64
     whole_image: bool = False
+    system: GrafSystemConfig | None = None
     num_rounds: int = 5
 
 
@@ -145,13 +148,14 @@ def peak_table(setting: Setting, proof: Setting, rows: Sequence[Row] = (), *, fa
     evidence = _Evidence(proof)
     seconds = _cpu_seconds([_real_step(row, proof)[0] for row in (Row(name="naive"), *rows)], proof.num_rounds)
     counted = "fake tensors" if fake else "real tensors"
+    counts, proofs = (_sizes(_config(one, Row(name="naive"))) for one in (setting, proof))
     what = "whole image with super-resolution" if setting.whole_image else "patch"
+    if setting.system is not None:
+        what = "image as the run renders it"
     return PeakTable(
         system="graf",
-        setting=f"generator step, batch {setting.batch_size}, {setting.image_size} x {setting.image_size} {what},"
-        f" {setting.num_samples} samples a ray, {setting.depth} x {setting.width} field, RMSprop; bytes on {counted};"
-        f" gradients and CPU times at batch {proof.batch_size}, {proof.image_size} px, {proof.num_samples} samples,"
-        f" {proof.depth} x {proof.width}. {PUBLISHED}",
+        setting=f"generator step, batch {setting.batch_size}, {what}: {counts}, RMSprop; bytes on {counted};"
+        f" gradients and CPU times at batch {proof.batch_size}, {proofs}. {PUBLISHED}",
         rows=tuple(
             _row(row, setting, evidence, median(map(truediv, taken, seconds[0])), fake)
             for row, taken in zip(rows, seconds[1:], strict=True)
@@ -214,7 +218,17 @@ def _row(row: Row, setting: Setting, evidence: _Evidence, seconds_ratio: float, 
     )
 
 
+def _sizes(config: GrafSystemConfig) -> str:
+    field = config.field
+    side = RaySampler(config.rays, config.camera.image_size).size
+    samples = config.rendering.num_samples
+    return f"{side} x {side} rays, {samples} samples on each, {field.depth} x {field.width} field"
+
+
 def _config(setting: Setting, row: Row) -> GrafSystemConfig:
+    if setting.system is not None:
+        rendering = replace(setting.system.rendering, chunk_rays=row.chunk_rays, recompute=row.recompute)
+        return replace(setting.system, rendering=rendering)
     plain = GrafSystemConfig()
     loss: Literal["adversarial", "consistency"] = "adversarial" if setting.whole_image else "consistency"
     return replace(
