@@ -1,4 +1,5 @@
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -12,8 +13,9 @@ from leaks import leaks, snapshot
 @pytest.fixture(autouse=True)
 def _leave_no_trace() -> Iterator[None]:
     """Fail a test that leaves global state behind; it is set up first, so every other fixture is gone by then."""
-    before = snapshot()
+    before, excepthook = snapshot(), sys.excepthook
     yield
+    sys.excepthook = excepthook  # a process group brings its own and leaves it
     found = leaks(before)
     if found:
         pytest.fail("the test leaves something behind:\n" + "\n".join(found))
