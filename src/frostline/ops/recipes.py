@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from frostline.errors import StepError
+from frostline.tracing.versions import alias_without_memory, refuse_changed
 
 Take = Callable[[], Any]
 
@@ -99,7 +100,7 @@ class Recipes:
         kept, version = tensor.detach(), tensor._version
 
         def take() -> Tensor:
-            _refuse_changed(kept, version, kept.shape)
+            refuse_changed(kept, version, kept.shape)
             return kept
 
         return take
@@ -118,11 +119,11 @@ class _Recipe:
         """One more read, of the storage as `tensor` sees it now."""
         self._num_reads += 1
         self._num_left += 1
-        alias, version = _alias_without_memory(tensor), tensor._version
+        alias, version = alias_without_memory(tensor), tensor._version
         shape, strides, offset = tensor.shape, tensor.stride(), tensor.storage_offset()
 
         def take() -> Tensor:
-            _refuse_changed(alias, version, shape)
+            refuse_changed(alias, version, shape)
             made = self._read()
             if (shape, strides) == (made.shape, made.stride()):
                 return made
@@ -177,19 +178,3 @@ def _records_plainly(outer: Any) -> bool:
         and not torch._C._are_functorch_transforms_active()
         and (outer is None or outer[0].__module__ != "torch.utils.checkpoint")
     )
-
-
-def _alias_without_memory(tensor: Tensor) -> Tensor:
-    """A tensor that counts `tensor`'s in-place changes with it and holds none of its memory."""
-    alias = tensor.detach()
-    alias.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-    return alias
-
-
-def _refuse_changed(tensor: Tensor, version: int, shape: torch.Size) -> None:
-    # Any saved-tensor hook switches autograd's own check for later in-place changes off.
-    if tensor._version != version:
-        raise RuntimeError(
-            "one of the variables needed for gradient computation has been modified by an inplace operation: "
-            f"[{tensor.type()} {list(shape)}] is at version {tensor._version}; expected version {version} instead"
-        )

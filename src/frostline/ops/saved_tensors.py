@@ -15,8 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor, disable_fake_tensor_cache
 from torch.autograd.graph import saved_tensors_hooks
 
 from frostline.regions import Override
-
-_CHANGED = "one of the variables needed for gradient computation has been modified by an inplace operation: "
+from frostline.tracing.versions import alias_without_memory, refuse_changed
 
 
 class SavedTensorStore(ABC):
@@ -62,7 +61,7 @@ class SavedTensorStore(ABC):
     def put(self, tensor: Tensor) -> Callable[[], Tensor] | None:
         """Put a tensor away that `takes` accepted; the function that returns it again, or None."""
         storage = tensor.untyped_storage()
-        version, alias = tensor._version, _alias_without_memory(tensor)
+        version, alias = tensor._version, alias_without_memory(tensor)
         known = self._away.get(storage)
         written = None if known is None else known()
         if written is None or (written.version, written.dtype) != (version, tensor.dtype):
@@ -79,7 +78,7 @@ class SavedTensorStore(ABC):
         size, strides, offset = tensor.shape, tensor.stride(), tensor.storage_offset()
 
         def take() -> Tensor:
-            _refuse_changed(alias, version, size)
+            refuse_changed(alias, version, size)
             with torch.no_grad():
                 return written.restore().as_strided(size, strides, offset)
 
@@ -192,23 +191,7 @@ def _keep(tensor: Tensor) -> Callable[[], Tensor]:
     kept, version = tensor.detach(), tensor._version
 
     def take() -> Tensor:
-        _refuse_changed(kept, version, kept.shape)
+        refuse_changed(kept, version, kept.shape)
         return kept
 
     return take
-
-
-def _alias_without_memory(tensor: Tensor) -> Tensor:
-    """A tensor that counts `tensor`'s in-place changes with it and holds none of its memory."""
-    alias = tensor.detach()
-    alias.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-    return alias
-
-
-def _refuse_changed(tensor: Tensor, version: int, shape: torch.Size) -> None:
-    # Any saved-tensor hook switches autograd's own check for later in-place changes off.
-    if tensor._version != version:
-        raise RuntimeError(
-            f"{_CHANGED}[{tensor.type()} {list(shape)}] is at version {tensor._version}; expected version {version} "
-            "instead"
-        )

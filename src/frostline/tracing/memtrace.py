@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 from torch.utils._pytree import tree_leaves
 
 from frostline.tracing.log import Allocation, AllocationLog, Kind, Phase, SavedBy
+from frostline.tracing.versions import refuse_changed
 from frostline.where import user_line
 
 _NO_WORK = (torch.ops.prim.device.default, torch.ops.aten.detach.default)
@@ -250,14 +251,8 @@ class MemTrace(TorchDispatchMode):
 
 
 def _unpack(packed: tuple[Tensor, int]) -> Tensor:
-    # Any saved-tensor hook switches autograd's own check for later in-place changes off.
     tensor, version = packed
-    if tensor._version != version:
-        raise RuntimeError(
-            "one of the variables needed for gradient computation has been modified by an inplace operation: "
-            f"[{tensor.type()} {list(tensor.shape)}] is at version {tensor._version}; "
-            f"expected version {version} instead"
-        )
+    refuse_changed(tensor, version, tensor.shape)
     return tensor
 
 
