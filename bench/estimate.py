@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from estimate_models import LARGE, Family, families, refused
 from frostline.errors import StepError
 from frostline.memory import Workload, estimate, estimate_by_batches, measure
 from frostline.records import MemoryReport
+from processes import in_a_process_of_its_own, process_peak
 
 RESULTS = Path(__file__).parent / "results" / "estimate.json"
 _LARGE_BATCH = 64
@@ -50,7 +50,7 @@ def main() -> int:
     }
     if not arguments.only:
         results["refused"] = list(refusals())
-        results["large"] = in_a_process_of_its_own()
+        results["large"] = in_a_process_of_its_own(__file__)
         results["wall_seconds"] = round(time.perf_counter() - began, 1)
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -160,19 +160,6 @@ def predict_large() -> dict[str, Any]:
         "estimated_peak_bytes_cuda": cuda.peak_bytes,
         "simulated_reserved_bytes_cuda": cuda.allocator.peak_reserved_bytes,
     }
-
-
-def process_peak() -> int:
-    """The most memory this process had: `ru_maxrss` would count what its parent had when it was started."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
-
-
-def in_a_process_of_its_own() -> dict[str, Any]:
-    command = [sys.executable, __file__, "--large"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
 
 
 def show(results: dict[str, Any]) -> None:

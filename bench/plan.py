@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -32,6 +31,7 @@ from frostline.planner.running import Runner
 from frostline.records import Plan
 from frostline.tracing import build_fake, fake_tensors
 from plan_models import MODELS, SMALL, transformer
+from processes import in_a_process_of_its_own, process_peak
 
 RESULTS = Path(__file__).parent / "results" / "plan.json"
 SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.95)
@@ -66,7 +66,7 @@ def main() -> int:
         tell(began, "the largest batch")
         results["batch"] = batch()
         tell(began, "7 billion parameters")
-        results["large"] = in_a_process_of_its_own()
+        results["large"] = in_a_process_of_its_own(__file__)
         results["wall_seconds"] = round(time.perf_counter() - began, 1)
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -219,19 +219,6 @@ def plan_large() -> dict[str, Any]:
         "plan_seconds": round(time.perf_counter() - began, 1),
         "process_peak_bytes": process_peak(),
     }
-
-
-def process_peak() -> int:
-    """The most memory this process had: `ru_maxrss` would count what its parent had when it was started."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
-
-
-def in_a_process_of_its_own() -> dict[str, Any]:
-    command = [sys.executable, __file__, "--large"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
 
 
 def show(results: dict[str, Any]) -> None:
