@@ -26,6 +26,7 @@ from frostline.planner import apply_, chunk_, plan_workload
 from peer_models import SMALLEST, Case
 
 _LOSS_CHUNK_TOKENS = 16
+_ONE_BY_ONE = 64  # chunks: no batch here is larger
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +189,7 @@ def _lacks_compiler() -> str:
 
 def _chunks(case: Case) -> None:
     for name in case.upstream:
-        chunk_(case.model.get_submodule(name), 1)
+        chunk_(case.model.get_submodule(name), _ONE_BY_ONE)
     _set_head_loss(case, partial(chunked_cross_entropy, chunk_tokens=_LOSS_CHUNK_TOKENS))
 
 
