@@ -27,7 +27,7 @@ from frostline.gradflow.suspects import Suspects, with_evidence
 from frostline.gradflow.terms import Terms
 from frostline.gradflow.waste import Waste
 from frostline.records import AuditedPhase, AuditReport, Finding
-from frostline.regions import preserved
+from frostline.regions import optimizers_of, preserved
 
 Models = nn.Module | Mapping[str, nn.Module] | None
 _LEVELS = ("fault", "cost", "note")
@@ -284,7 +284,7 @@ def audit(
         raise StepError(what, do="give step, model, optimizers in this order; the model may be None")
     if steps < 1:
         raise StepError(f"{steps} steps cannot be audited", do="audit one step or more")
-    optimizers = (optimizers,) if isinstance(optimizers, Optimizer) else tuple(optimizers)
+    optimizers = optimizers_of(optimizers)
     running = Audit(Intent.of(learn, stay, flow), accept)
     running.keep_originals()
     _watch(running, model, optimizers)

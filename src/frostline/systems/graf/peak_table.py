@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from operator import truediv
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from frostline.memory import Workload, estimate, measure
+from frostline.memory.turns import cpu_seconds
 from frostline.proof import Gradients, compare_gradients, gradients_of, noise_floor
 from frostline.records import PeakRow, PeakTable
 from frostline.regions import trainable_parameters
@@ -146,7 +146,7 @@ def peak_table(setting: Setting, proof: Setting, rows: Sequence[Row] = (), *, fa
     """
     rows = rows or (WHOLE_IMAGE_ROWS if setting.whole_image else ROWS)
     evidence = _Evidence(proof)
-    seconds = _cpu_seconds([_real_step(row, proof)[0] for row in (Row(name="naive"), *rows)], proof.num_rounds)
+    seconds = cpu_seconds([_real_step(row, proof)[0] for row in (Row(name="naive"), *rows)], proof.num_rounds)
     counted = "fake tensors" if fake else "real tensors"
     counts, proofs = (_sizes(_config(one, Row(name="naive"))) for one in (setting, proof))
     what = "whole image with super-resolution" if setting.whole_image else "patch"
@@ -315,16 +315,3 @@ def _real_step(row: Row, setting: Setting, dtype: torch.dtype = torch.float32) -
         loss().backward()
 
     return step, players
-
-
-def _cpu_seconds(steps: Sequence[Callable[[], object]], num_rounds: int) -> list[list[float]]:
-    """Of each step in each round, after one round that does not count; every round starts with another step."""
-    seconds: list[list[float]] = [[] for _ in steps]
-    for round_number in range(num_rounds + 1):
-        for turn in range(len(steps)):
-            at = (turn + round_number) % len(steps)
-            start = time.process_time()
-            steps[at]()
-            if round_number:
-                seconds[at].append(time.process_time() - start)
-    return seconds

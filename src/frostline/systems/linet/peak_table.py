@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from operator import truediv
 from statistics import median
@@ -14,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from frostline.memory import measure
+from frostline.memory.turns import cpu_seconds
 from frostline.proof import Gradients, compare_gradients, gradients_of, noise_floor
 from frostline.records import PeakRow, PeakTable
 from frostline.systems.linet.availability import Sampler, draw_availability
@@ -130,7 +130,7 @@ def peak_table(setting: Setting, proof: Setting, rows: Sequence[Row] = ROWS) -> 
     plain, availability = _work(plain_row, setting), _draw(setting)
     works = [_work(row, setting, model=plain.model) for row in rows]
     timed = [plain, *(work for work in works if work.row != plain_row and work.row.rate is None)]
-    seconds = dict(zip((work.row.name for work in timed), _cpu_seconds(timed, setting.num_rounds), strict=True))
+    seconds = dict(zip((work.row.name for work in timed), cpu_seconds(timed, setting.num_rounds), strict=True))
     ratios = {name: median(map(truediv, found, seconds[plain_row.name])) for name, found in seconds.items()}
     missing = [int(count) for count in (~availability).sum(0)]
     return PeakTable(
@@ -218,16 +218,3 @@ def _draw(setting: Setting) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     num_streams = len(setting.stream_channels)
     return draw_availability(setting.sampler, setting.batch_size, num_streams, setting.rate, generator=generator)
-
-
-def _cpu_seconds(steps: Sequence[Callable[[], object]], num_rounds: int) -> list[list[float]]:
-    """Of each step in each round, after one round that does not count; every round starts with another step."""
-    seconds: list[list[float]] = [[] for _ in steps]
-    for round_number in range(num_rounds + 1):
-        for turn in range(len(steps)):
-            at = (turn + round_number) % len(steps)
-            start = time.process_time()
-            steps[at]()
-            if round_number:
-                seconds[at].append(time.process_time() - start)
-    return seconds
