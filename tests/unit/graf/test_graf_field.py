@@ -39,13 +39,13 @@ def test_latent_code_and_class_reach_every_layer(conditioning):
     """Each layer's output moves with each of them, even where all layers before it are told to stand still."""
     field = build(conditioning=conditioning)
     seen = {}
-    modulate = field._modulate
+    modulated = field._modulated
 
-    def record(values, scale, shift):
-        seen[len(seen)] = modulate(values.clone() * 0 + 1, scale, shift)
-        return modulate(values, scale, shift)
+    def record(inputs, scale, shift):
+        seen[len(seen)] = modulated([(linear, values * 0 + 1) for linear, values in inputs], scale, shift)
+        return modulated(inputs, scale, shift)
 
-    field._modulate = record
+    field._modulated = record
     outputs = []
     for latents, classes in ((LATENTS, [0, 1]), (LATENTS + 1, [0, 1]), (LATENTS, [2, 3])):
         seen.clear()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -90,28 +91,41 @@ class Field(nn.Module):
             directions: Of the rays, (B, N, 3).
             styles: From `styles`.
         """
-        where = encode(points, self.config.point_frequencies)
-        whither = encode(directions, self.config.direction_frequencies)
+        num_samples = points.shape[2]
+        where = encode(points, self.config.point_frequencies).flatten(1, 2)
+        whither = encode(directions, self.config.direction_frequencies).repeat_interleave(num_samples, 1)
         # No cache: a copy of a weight that is made under no_grad would serve the next forward, and cut its gradient.
         dtype = _AUTOCAST.get(self.precision)
         with torch.autocast(points.device.type, dtype, enabled=dtype is not None, cache_enabled=False):
-            scales, shifts = (part[:, None, None].split(self.widths, -1) for part in styles.unbind(1))
+            scales, shifts = (part.split(self.widths, -1) for part in styles.unbind(1))
             hidden = where
-            for index, layer in enumerate(self.layers):
-                values = layer(hidden)
+            for index, layer in enumerate(cast(Iterable[nn.Linear], self.layers)):
+                inputs = [(layer, hidden)]
                 if self.skip is not None and index == self.config.skip_layer:
-                    values = values + self.skip(where)
-                hidden = self._modulate(values, scales[index], shifts[index])
-            density = self.density(hidden)[..., 0]
-            values = self.feature(hidden) + self.direction(whither)[:, :, None]
-            colour = self.colour(self._modulate(values, scales[-1], shifts[-1]))
-        return Matter(colour.to(points.dtype), density.to(points.dtype))
+                    inputs.append((self.skip, where))
+                hidden = self._modulated(inputs, scales[index], shifts[index])
+            density = self.density(hidden)
+            inputs = [(self.feature, hidden), (self.direction, whither)]
+            colour = self.colour(self._modulated(inputs, scales[-1], shifts[-1]))
+        size = points.shape[:-1]
+        return Matter(colour.to(points.dtype).view(*size, 3), density.to(points.dtype).view(size))
 
-    def _modulate(self, values: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    def _modulated(self, inputs: list[tuple[nn.Linear, Tensor]], scale: Tensor, shift: Tensor) -> Tensor:
+        """A layer on the sum of what linear maps make of their inputs (B, M, ...), scaled and shifted: (B, M, W).
+
+        FiLM's scales are factors on the rows of the weights. Each image gets weights of its own, and the values that
+        would be scaled are neither made nor kept.
+        """
+        factor = 1 + scale
         if self.config.conditioning == "adaln":
+            values = torch.stack([linear(values) for linear, values in inputs]).sum(0)
             values = F.layer_norm(values, values.shape[-1:]).to(values.dtype)
-        modulated = torch.addcmul(shift.to(values.dtype), values, 1 + scale.to(values.dtype))
-        return F.leaky_relu(modulated, 0.2, inplace=True)
+            made = torch.addcmul(shift[:, None].to(values.dtype), values, factor[:, None].to(values.dtype))
+        else:
+            made = torch.addcmul(shift, inputs[0][0].bias, factor)[:, None]
+            for linear, values in inputs:
+                made = torch.baddbmm(made, values, linear.weight.t() * factor[:, None])
+        return F.leaky_relu(made, 0.2, inplace=True)
 
 
 def encode(values: Tensor, num_frequencies: int) -> Tensor:
