@@ -1,0 +1,1 @@
+"""Textual inversion: new words for the frozen bitwise autoregressive image model Infinity."""
