@@ -9,6 +9,7 @@ from torch import nn
 from frostline.errors import ConfigError
 from frostline.systems.graf.config import FieldConfig
 from frostline.systems.graf.field import Field, encode
+from frostline.systems.graf.reference import PlainField
 from graf_parts import SMALL
 
 
@@ -39,13 +40,13 @@ def test_latent_code_and_class_reach_every_layer(conditioning):
     """Each layer's output moves with each of them, even where all layers before it are told to stand still."""
     field = build(conditioning=conditioning)
     seen = {}
-    modulated = field._modulated
+    modulated = field.layer
 
     def record(inputs, scale, shift):
         seen[len(seen)] = modulated([(linear, values * 0 + 1) for linear, values in inputs], scale, shift)
         return modulated(inputs, scale, shift)
 
-    field._modulated = record
+    field.layer = record
     outputs = []
     for latents, classes in ((LATENTS, [0, 1]), (LATENTS + 1, [0, 1]), (LATENTS, [2, 3])):
         seen.clear()
@@ -122,3 +123,18 @@ def test_a_skip_layer_that_is_not_there():
     with pytest.raises(ConfigError, match=r"layer 3 of 3 has none behind it(.|\n)*at most 2"):
         build(skip_layer=3)
     assert build(skip_layer=0).skip is None
+
+
+@pytest.mark.parametrize("conditioning", ["film", "adaln"])
+def test_the_plain_field_has_the_same_values_and_gradients(conditioning):
+    lean = build(conditioning=conditioning)
+    plain = PlainField(lean.config).double()
+    plain.load_state_dict(lean.state_dict())
+    classes = torch.tensor([3, 1])
+    gradients = []
+    for field in (lean, plain):
+        made = asked(field, LATENTS, classes)
+        (made.colour.square().sum() + made.density.square().sum()).backward()
+        gradients.append(dict(field.named_parameters()))
+    for name, parameter in gradients[0].items():
+        torch.testing.assert_close(parameter.grad, gradients[1][name].grad, rtol=1e-12, atol=1e-14)

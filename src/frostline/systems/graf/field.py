@@ -103,29 +103,48 @@ class Field(nn.Module):
                 inputs = [(layer, hidden)]
                 if self.skip is not None and index == self.config.skip_layer:
                     inputs.append((self.skip, where))
-                hidden = self._modulated(inputs, scales[index], shifts[index])
+                hidden = self.layer(inputs, scales[index], shifts[index])
             density = self.density(hidden)
             inputs = [(self.feature, hidden), (self.direction, whither)]
-            colour = self.colour(self._modulated(inputs, scales[-1], shifts[-1]))
+            colour = self.colour(self.layer(inputs, scales[-1], shifts[-1]))
         size = points.shape[:-1]
         return Matter(colour.to(points.dtype).view(*size, 3), density.to(points.dtype).view(size))
 
-    def _modulated(self, inputs: list[tuple[nn.Linear, Tensor]], scale: Tensor, shift: Tensor) -> Tensor:
-        """A layer on the sum of what linear maps make of their inputs (B, M, ...), scaled and shifted: (B, M, W).
+    def layer(self, inputs: list[tuple[nn.Linear, Tensor]], scale: Tensor, shift: Tensor) -> Tensor:
+        """One layer: what linear maps make of their inputs, added up, scaled, shifted and bent.
 
         FiLM's scales are factors on the rows of the weights. Each image gets weights of its own, and the values that
         would be scaled are neither made nor kept.
+
+        Args:
+            inputs: Maps and what they are applied to, (B, M, ...); the first one has a bias.
+            scale: (B, W).
+            shift: (B, W).
+
+        Returns:
+            (B, M, W).
         """
         factor = 1 + scale
         if self.config.conditioning == "adaln":
-            values = torch.stack([linear(values) for linear, values in inputs]).sum(0)
-            values = F.layer_norm(values, values.shape[-1:]).to(values.dtype)
-            made = torch.addcmul(shift[:, None].to(values.dtype), values, factor[:, None].to(values.dtype))
-        else:
-            made = torch.addcmul(shift, inputs[0][0].bias, factor)[:, None]
-            for linear, values in inputs:
-                made = torch.baddbmm(made, values, linear.weight.t() * factor[:, None])
+            values = summed(inputs)
+            return modulate(F.layer_norm(values, values.shape[-1:]).to(values.dtype), factor, shift)
+        made = torch.addcmul(shift, inputs[0][0].bias, factor)[:, None]
+        for linear, values in inputs:
+            made = torch.baddbmm(made, values, linear.weight.t() * factor[:, None])
         return F.leaky_relu(made, 0.2, inplace=True)
+
+
+def summed(inputs: list[tuple[nn.Linear, Tensor]]) -> Tensor:
+    """What linear maps make of their inputs, added up."""
+    first, *others = (linear(values) for linear, values in inputs)
+    total: Tensor = sum(others, start=first)
+    return total
+
+
+def modulate(values: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
+    """Values (B, M, W), scaled, shifted and bent; factor and shift are (B, W)."""
+    modulated = torch.addcmul(shift[:, None].to(values.dtype), values, factor[:, None].to(values.dtype))
+    return F.leaky_relu(modulated, 0.2, inplace=True)
 
 
 def encode(values: Tensor, num_frequencies: int) -> Tensor:

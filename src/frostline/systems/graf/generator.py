@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -67,12 +67,15 @@ class Generator(nn.Module):
         precision: Autocast type of the field's MLP; everything else keeps its own.
 
     Attributes:
+        field_type: What its fields are.
         chunk_rays: As configured; it may be set to another number between two calls.
         recompute: Likewise.
 
     Raises:
         ConfigError: Values that make no generator.
     """
+
+    field_type: ClassVar[type[Field]] = Field
 
     def __init__(self, config: GrafSystemConfig, precision: Precision = "32-true") -> None:
         super().__init__()
@@ -82,9 +85,9 @@ class Generator(nn.Module):
         self.camera = Camera(config.camera)
         self.sampler = RaySampler(config.rays, config.camera.image_size)
         self.renderer = Renderer(config.rendering, config.camera.near, config.camera.far)
-        self.field = Field(config.field, precision)
+        self.field = self.field_type(config.field, precision)
         own = config.rendering.num_importance > 0 and config.rendering.coarse == "own"
-        self.coarse_field = Field(config.field, precision) if own else None
+        self.coarse_field = self.field_type(config.field, precision) if own else None
         self.superres = SuperResolution(config.ccsr) if config.ccsr.enabled else None
 
     @property

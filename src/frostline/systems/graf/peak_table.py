@@ -29,7 +29,7 @@ from frostline.systems.graf.discriminator import Discriminator
 from frostline.systems.graf.generator import Draw, Generator
 from frostline.systems.graf.objective import build_discriminator, generator_loss
 from frostline.systems.graf.rays import RaySampler
-from frostline.systems.graf.reference import published_loss
+from frostline.systems.graf.reference import PlainGenerator, published_loss
 from frostline.training import Precision
 
 PUBLISHED = (
@@ -76,7 +76,7 @@ class Row:
     Attributes:
         name: Its name in the table.
         chunk_rays: Rays at once; 0 for all.
-        recompute: How a chunk comes back in backward.
+        recompute: How a chunk comes back in backward; with none, the field is a plain one too.
         precision: Of the field's MLP.
         published: Everything under autocast, and super-resolution under `no_grad`, re-attached.
         discriminator: The discriminator in place of a squared error to a given image; for whole images.
@@ -129,7 +129,8 @@ class Players(nn.Module):
 
     def __init__(self, setting: Setting, row: Row) -> None:
         super().__init__()
-        self.generator = Generator(_config(setting, row), row.precision)
+        kind = PlainGenerator if row.recompute == "none" else Generator
+        self.generator = kind(_config(setting, row), row.precision)
         self.discriminator: Discriminator | None = None
         if row.discriminator or not setting.whole_image:
             self.discriminator = build_discriminator(self.generator)

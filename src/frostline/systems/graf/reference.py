@@ -1,15 +1,34 @@
-"""The published way to train super-resolution behind a radiance field, to be measured."""
+"""The plain radiance field, and the published way to train super-resolution behind one, to be measured."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from frostline.systems.graf.discriminator import Discriminator
+from frostline.systems.graf.field import Field, modulate, summed
 from frostline.systems.graf.generator import Draw, Generator
 from frostline.systems.graf.losses import real_loss
 from frostline.systems.graf.objective import judge, standing_still
 from frostline.training import Loss
+
+
+class PlainField(Field):
+    """A field as its definition reads: every layer's values are made, kept, and then scaled and shifted."""
+
+    def layer(self, inputs: list[tuple[nn.Linear, Tensor]], scale: Tensor, shift: Tensor) -> Tensor:
+        """The same as `Field.layer`, one operation after the other."""
+        values = summed(inputs)
+        if self.config.conditioning == "adaln":
+            values = F.layer_norm(values, values.shape[-1:]).to(values.dtype)
+        return modulate(values, 1 + scale, shift)
+
+
+class PlainGenerator(Generator):
+    """A generator of such fields, with the same weights from the same seed."""
+
+    field_type = PlainField
 
 
 def published_loss(generator: Generator, discriminator: Discriminator, draw: Draw) -> Loss:

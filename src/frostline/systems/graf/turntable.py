@@ -14,7 +14,7 @@ from frostline.systems.graf.generator import Generator
 from frostline.systems.graf.review import class_views, write_picture, write_sheet
 from frostline.systems.graf.sampling import sheet
 
-_LEAST_SIZE = 64
+_LEAST_WIDTH = 768
 
 
 def write_views(generator: Generator, config: GrafConfig, directory: Path) -> list[Path]:
@@ -73,5 +73,5 @@ def write_pictures(generator: Generator, config: GrafConfig, directory: Path) ->
 
 def _large(pictures: Tensor) -> Tensor:
     """Small pictures (T, H, W, 3) with each pixel as a square, so that they can be seen."""
-    times = max(1, _LEAST_SIZE * 4 // pictures.shape[2])
+    times = max(1, _LEAST_WIDTH // pictures.shape[2])
     return pictures.repeat_interleave(times, 1).repeat_interleave(times, 2)

@@ -106,14 +106,14 @@ def peak_table(config: GrafConfig) -> PeakTable:
         system=system,
         image_size=system.camera.image_size,
     )
+    rendering = system.rendering
     rows = [
         *(row for row in tables.ROWS if row.name != "frostline"),
-        tables.Row(
-            name="frostline, this run",
-            chunk_rays=system.rendering.chunk_rays,
-            recompute=system.rendering.recompute,
-        ),
+        tables.Row(name="frostline", chunk_rays=rendering.chunk_rays, recompute=rendering.recompute),
     ]
+    rows.append(replace(rows[-1], name="frostline, this run", precision=training.precision))
+    if training.precision == "32-true":
+        del rows[-2]
     proof = replace(setting, batch_size=min(setting.batch_size, _PROOF_BATCH))
     table = tables.peak_table(setting, proof, rows, fake=False)
     names = [field.name for field in fields(PeakRow)]
