@@ -22,7 +22,7 @@ def check_codes(codes: Iterable[str]) -> frozenset[str]:
     """
     found = frozenset(code.upper() for code in codes)
     for code in sorted(found - CODES.keys()):
-        raise ConfigError(f"there is no finding {code!r}", do="see docs/rules for the codes, FL101 to FL511")
+        raise ConfigError(f"there is no finding {code!r}", do="see docs/rules for the codes, FL101 to FL512")
     return found
 
 

@@ -12,11 +12,13 @@ from torch.optim import Optimizer
 from frostline.errors import ConfigError, StepError
 from frostline.gradflow.acceptance import accept, check_codes
 from frostline.gradflow.cuts import Cuts
+from frostline.gradflow.dead_graphs import DeadGraphs
 from frostline.gradflow.equivalence import Equivalence
 from frostline.gradflow.failures import Failures
 from frostline.gradflow.intent import Intent, matches
 from frostline.gradflow.intents import Intents
 from frostline.gradflow.optimizers import Optimizers
+from frostline.gradflow.penalties import Penalties
 from frostline.gradflow.precision import Precision
 from frostline.gradflow.probe import probe_script, probe_step
 from frostline.gradflow.rerun import Ended
@@ -111,7 +113,9 @@ class Audit:
             States(session),
             Equivalence(session),
             Precision(session),
+            Penalties(session),
             Waste(session),
+            DeadGraphs(session),
             Failures(session),
             self._roles,
             self._suspects,

@@ -113,6 +113,8 @@ _TABLE: tuple[tuple[str, str, Level, str, str], ...] = (
      "call scaler.update() once, after the last scaler.step()"),
     ("FL403", "nan-gradient/masked-branch", "fault", "one step makes the parameters NaN",
      "keep the operator away from the value without a finite derivative; masking its output is not enough"),
+    ("FL404", "penalty-diluted", "fault", "the penalty is weaker by that factor than its weight says",
+     "sum the squares of one output's gradient: gradient.reshape(num_outputs, -1).square().sum(1).mean()"),
     # FL5xx: memory paid for nothing
     ("FL501", "wasted-gradient", "cost", "gradients and saved inputs are kept for nobody",
      "freeze it with requires_grad_(False); if it was meant to learn, give it to an optimizer"),
@@ -132,6 +134,8 @@ _TABLE: tuple[tuple[str, str, Level, str, str], ...] = (
     ("FL510", "unpinned-copy", "note", "the copy is not asynchronous", "pin_memory=True in the DataLoader"),
     ("FL511", "default-changed", "note", "every later tensor is made with it, libraries' ones included",
      "pass dtype= and device= where they are meant"),
+    ("FL512", "dead-graph", "cost", "it holds this memory while the loss goes backward, and trains nothing",
+     "run it under torch.no_grad(), or let a loss read it"),
 )  # fmt: skip
 
 CODES: dict[str, Code] = {

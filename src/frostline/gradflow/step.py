@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -132,20 +133,27 @@ class Step:
     @cached_property
     def ancestors(self) -> set[Event]:
         """The events that some loss of the step depends on, through cuts too; asked for when the step has ended."""
-        return self._above(through_cuts=True)
+        return ancestors_of(self.backwards, through_cuts=True)
 
     @cached_property
     def connected(self) -> set[Event]:
         """The events whose gradients the step's backwards compute."""
-        return self._above(through_cuts=False)
+        return ancestors_of(self.backwards, through_cuts=False)
 
-    def _above(self, *, through_cuts: bool) -> set[Event]:
-        seen: set[Event] = set()
-        stack = [root.event for backward in self.backwards for root in backward.roots if root.event is not None]
-        while stack:
-            event = stack.pop()
-            if event not in seen:
-                seen.add(event)
-                sources = (source for source in event.sources if through_cuts or source.reach)
-                stack += [source.event for source in sources if source.event is not None]
-        return seen
+
+def ancestors_of(backwards: Iterable[Backward], *, through_cuts: bool) -> set[Event]:
+    """The events that the losses of some backward passes depend on.
+
+    Args:
+        backwards: The passes.
+        through_cuts: Also where autograd does not get to; otherwise those alone whose gradients are computed.
+    """
+    seen: set[Event] = set()
+    stack = [root.event for backward in backwards for root in backward.roots if root.event is not None]
+    while stack:
+        event = stack.pop()
+        if event not in seen:
+            seen.add(event)
+            sources = (source for source in event.sources if through_cuts or source.reach)
+            stack += [source.event for source in sources if source.event is not None]
+    return seen

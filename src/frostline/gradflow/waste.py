@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from frostline.gradflow.names import describe
+from frostline.gradflow.parts import Parts
 from frostline.gradflow.rule import Rule, place, write
-from frostline.gradflow.step import Step
+from frostline.gradflow.step import Step, ancestors_of
 from frostline.records import Finding, Place
-from frostline.tracing import Backward, Event, RootCall, has_values
+from frostline.tracing import Backward, RootCall, has_values
 from frostline.units import format_bytes
 from frostline.where import Line
 
@@ -46,7 +47,7 @@ class Waste(Rule):
         """Note what the backward finds: anomaly mode, a retained graph, a chain of old losses."""
         if torch.is_anomaly_enabled():
             self._anomaly = backward.line
-        ancestors = {event.index for event in _ancestors(backward)}
+        ancestors = {event.index for event in ancestors_of([backward], through_cuts=False)}
         for line, (_, events) in self._retained.items():
             if events & ancestors:
                 self._reused.add(line)
@@ -148,10 +149,13 @@ class Waste(Rule):
                 yield write("FL504", what, [place("backward", line, "retain_graph=True")])
 
     def _inputs(self) -> Iterator[Finding]:
-        saved = self.session.flow.notes.saved_inputs
+        parts, saved = Parts(self, set()), Counter[Line]()
+        for (line, module), num_bytes in self.session.flow.notes.saved_inputs.items():
+            if module is None or parts.is_frozen(module):  # a discriminator only stands still for a while
+                saved[line] += num_bytes
         if saved:
-            num_bytes = max(saved.values()) if len(saved) == 1 else sum(saved.values())
-            lines = sorted(saved, key=lambda line: -saved[line])[:4]
+            num_bytes = saved.total()
+            lines = [line for line, _ in saved.most_common(4)]
             what = f"frozen convolutions and BatchNorms keep {format_bytes(num_bytes)} of inputs for backward"
             yield write("FL505", what, [place("saves", line) for line in lines], num_bytes=num_bytes)
 
@@ -175,18 +179,6 @@ class Waste(Rule):
             yield write("FL510", "non_blocking=True from memory that is not pinned", [place("copied", line)])
         for value, line in self.session.procedure.defaults.items():
             yield write("FL511", f"the default for new tensors becomes {value}", [place("set", line)])
-
-
-def _ancestors(backward: Backward) -> set[Event]:
-    """The events whose gradients a backward computes."""
-    seen: set[Event] = set()
-    stack = [root.event for root in backward.roots if root.event is not None]
-    while stack:
-        event = stack.pop()
-        if event not in seen:
-            seen.add(event)
-            stack += [source.event for source in event.sources if source.event is not None and source.reach]
-    return seen
 
 
 def _keeps_graph(loss: ref[Tensor]) -> bool:

@@ -4,7 +4,8 @@ from frostline.tracing.double import DoublePrecision, in_double
 from frostline.tracing.event import Backward, Draw, Escape, Event, GradContext, Root, Source
 from frostline.tracing.fake import FakeTensors, build_fake, fake_tensors
 from frostline.tracing.flow import FlowTrace
-from frostline.tracing.leaves import Leaf, Leaves
+from frostline.tracing.kept import kept_by, leaves_under, nodes_above
+from frostline.tracing.leaves import Leaf, Leaves, graph_of
 from frostline.tracing.log import Allocation, AllocationLog, Kind, Phase
 from frostline.tracing.memtrace import MemTrace
 from frostline.tracing.module_use import ModuleUse, RootCall
@@ -41,7 +42,11 @@ __all__ = [
     "fake_tensors",
     "fingerprint",
     "gradient_state",
+    "graph_of",
     "has_no_derivative",
     "has_values",
     "in_double",
+    "kept_by",
+    "leaves_under",
+    "nodes_above",
 ]

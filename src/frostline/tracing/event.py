@@ -70,6 +70,7 @@ class Event:
         live: Whether the context's function was still running.
         floating: Whether the result can carry a gradient.
         scalar: Whether the result has one element.
+        shape: Of the result; None where it is not known, or there are several.
         factor: The number the tensor was multiplied by, for a product or quotient with a plain number.
         single: Whether it normalises over a single element, which is constant.
         sums: Whether it is a sum over elements, not a mean.
@@ -91,6 +92,7 @@ class Event:
     live: bool = True
     floating: bool = True
     scalar: bool = False
+    shape: tuple[int, ...] | None = None
     factor: float | None = None
     single: bool = False
     sums: bool = False

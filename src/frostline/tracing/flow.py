@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any, Protocol
 from weakref import ref
@@ -185,6 +185,10 @@ class FlowTrace(TorchFunctionMode):
             self.backwards.watch(event, tensor)
         return Source(event, reach, event.influence | reach, -1)
 
+    def results(self) -> Iterator[tuple[Tensor, Event]]:
+        """What operators made and is still there, and what made it."""
+        return self._marks.living()
+
     def end_step(self) -> None:
         """Let go of what only the finished step needed."""
         self.backwards.prune()
@@ -297,11 +301,12 @@ class FlowTrace(TorchFunctionMode):
         event = self._new_event(name_of(func), sources, influence, outputs + mutated, kind=event_kind(func))
         event.floating = first.is_floating_point() or first.is_complex()
         event.scalar = first.numel() == 1
+        event.shape = None if first.is_nested else tuple(first.shape)
         event.factor = factor_of(func, args)
         event.sums = is_sum(func, kwargs)
         event.single = is_over_one_element(func, args, kwargs)
         if first.requires_grad:
-            self.notes.saved(func, args, kwargs, self.step)
+            self.notes.saved(func, args, kwargs, self.step, self.modules.current)
         leaf_storages = {storage_key(self.leaves.all[s.leaf].tensor) for s in sources if s.leaf >= 0}
         for tensor in outputs:
             self._marks.mark(tensor, event, overwrite=False, keep=storage_key(tensor) in leaf_storages)
@@ -427,6 +432,7 @@ class FlowTrace(TorchFunctionMode):
         if results and backward.influence:
             sources = tuple(Source(root.event, root.reach, root.influence, -1) for root in backward.roots)
             event = self._new_event("autograd.grad", sources, backward.influence, results, kind="gradient")
+            event.shape = tuple(results[0].shape) if len(results) == 1 and not results[0].is_nested else None
             for tensor in results:
                 self._marks.mark(tensor, event, overwrite=False)
                 self.backwards.watch(event, tensor)

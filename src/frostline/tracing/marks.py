@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from weakref import ref
 
@@ -38,6 +38,13 @@ class Marks:
         """What made this very tensor, be it a view."""
         own = self._tensors.get(id(tensor))
         return None if own is None else own[1]
+
+    def living(self) -> Iterator[tuple[Tensor, Event]]:
+        """The marked tensors that somebody holds, autograd too, and what made each."""
+        for reference, event in list(self._tensors.values()):
+            tensor = reference()
+            if tensor is not None:
+                yield tensor, event
 
     def mark(self, tensor: Tensor, event: Event, *, overwrite: bool, keep: bool = False) -> None:
         """Say what made a tensor.

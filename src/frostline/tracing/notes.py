@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from frostline.tracing.event import Draw, Escape, Event, Source
-from frostline.tracing.leaves import Leaves, is_recomputing
+from frostline.tracing.leaves import Leaves, graph_of, is_recomputing
 from frostline.tracing.marks import storage_of
 from frostline.tracing.masking import Masking
-from frostline.tracing.operators import keeps_needless_input
+from frostline.tracing.operators import keeps_needless_input, keeps_result
 from frostline.tracing.stack import checkpoint_line, locate
 from frostline.tracing.values import has_values
 from frostline.where import Line
@@ -47,7 +47,8 @@ class Notes:
         frozen_at: By id of a tensor: the line that last set its requires_grad, and to what.
         num_reads: By number of a leaf: how often the program read its `.grad`.
         chains: Lines that add to what they made in an earlier step, graph included, and how often.
-        saved_inputs: Lines whose frozen operators keep inputs for backward that they do not need; bytes in a step.
+        saved_inputs: Lines, and the modules that ran there, whose frozen operators keep inputs for backward that they
+            do not need and nothing else keeps; bytes in a step.
         constants: Tensors of a trainable tensor's shape that nothing trainable influences, and where they were read.
         hooked: Whether the program has hooks on tensors.
         originals: By id of a parameter: what it was before the program first wrote to it; None where nobody asks.
@@ -64,7 +65,7 @@ class Notes:
         self.frozen_at: dict[int, tuple[Line | None, bool]] = {}
         self.num_reads: Counter[int] = Counter()
         self.chains: Counter[Line] = Counter()
-        self.saved_inputs: dict[Line, int] = {}
+        self.saved_inputs: dict[tuple[Line, nn.Module | None], int] = {}
         self.constants: list[tuple[Tensor, Line]] = []
         self.normalized: dict[int, Line | None] = {}
         self.unpinned: set[Line] = set()
@@ -167,9 +168,11 @@ class Notes:
         if event.reach and event.line is not None and any(_carries(source, event) for source in event.sources):
             self.chains[event.line] += 1
 
-    def saved(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], step: int) -> None:
+    def saved(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], step: int, module: nn.Module | None
+    ) -> None:
         """Note a frozen operator that keeps an input for nothing."""
-        if not keeps_needless_input(func, args, kwargs):
+        if not keeps_needless_input(func, args, kwargs) or keeps_result(graph_of(args[0])):
             return
         if step != self._step_of_inputs:
             self._step_of_inputs = step
@@ -177,7 +180,7 @@ class Notes:
         line = locate().line
         if line is not None:
             num_bytes = args[0].numel() * args[0].element_size()
-            self.saved_inputs[line] = self.saved_inputs.get(line, 0) + num_bytes
+            self.saved_inputs[line, module] = self.saved_inputs.get((line, module), 0) + num_bytes
 
     def may_be_copies(self, tensors: list[Tensor], leaves: Leaves) -> bool:
         """Whether one of the tensors has a trainable tensor's shape."""

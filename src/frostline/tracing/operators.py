@@ -173,6 +173,11 @@ def keeps_needless_input(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     return False
 
 
+def keeps_result(node: Any) -> bool:
+    """Whether a node of autograd's graph saves its own result, as those of ReLU, LeakyReLU in place and tanh do."""
+    return hasattr(type(node), "_saved_result")
+
+
 def running_statistics(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
     """What a call of `F.batch_norm` is to update: nothing in eval mode."""
     if not kwargs.get("training", args[5] if len(args) > 5 else False):
