@@ -19,7 +19,7 @@ import torch
 
 from advice_verdict import MEANING, Advice
 
-SYSTEMS = {"semcom": "advice_semcom", "linet": "advice_linet"}
+SYSTEMS = {"semcom": "advice_semcom", "linet": "advice_linet", "graf": "advice_graf"}
 """Each system's module, with its `ABOUT`, its `CLAIMS` and the `SETTING` they are run at."""
 
 PAGE = Path(__file__).parents[1] / "docs" / "advice.md"

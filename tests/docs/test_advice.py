@@ -9,6 +9,7 @@ BENCH = Path(__file__).parents[2] / "bench"
 sys.path.insert(0, str(BENCH))
 
 import advice  # noqa: E402
+import advice_graf  # noqa: E402
 import advice_linet  # noqa: E402
 import advice_semcom  # noqa: E402
 from advice_verdict import (  # noqa: E402
@@ -76,7 +77,7 @@ def test_a_penalty_hides_that_the_decompression_gets_no_gradient():
 def test_the_page_lists_exactly_the_registered_claims():
     lines = advice.PAGE.read_text(encoding="utf-8").splitlines()
     headings = [line.removeprefix("### ") for line in lines if line.startswith("### ")]
-    claims = {"semcom": advice_semcom.CLAIMS, "linet": advice_linet.CLAIMS}
+    claims = {"semcom": advice_semcom.CLAIMS, "linet": advice_linet.CLAIMS, "graf": advice_graf.CLAIMS}
     assert headings == [claim.claim for results in advice.read_results() for claim in claims[results.system]]
 
 
