@@ -4,7 +4,8 @@ semcom's bytes are counted at a size that matters, on fake tensors, so neither w
 are compared, and times taken, on real tensors at a size that runs anywhere. linet runs every row on the CPU, in 4 GB
 and a few minutes at the default size; its gradients are compared in float64 at a small one. graf's bytes are counted
 on fake tensors, at GRAF's default size or of whole images (``--image N``); ``--real`` really runs every row, in 11 GB
-at the default size. Gradients and times are from real tensors at a size that runs anywhere.
+at the default size. ti's bytes are counted on fake tensors as a GPU would need them, for ``--model 2b`` or ``8b`` at
+``--pixels``. Gradients and times are from real tensors at a size that runs anywhere.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from typing import get_args
 
 import torch
 from rich.console import Console
@@ -24,13 +26,17 @@ from frostline.systems.graf import peak_table as graf_table
 from frostline.systems.linet import peak_table as linet_table
 from frostline.systems.semcom.config import SemcomSystemConfig
 from frostline.systems.semcom.peak_table import Setting, peak_table
+from frostline.systems.ti import peak_table as ti_table
+from frostline.systems.ti.infinity.schedule import Pixels, published_schedule, square_schedule
+from frostline.systems.ti.infinity.sizes import TRANSFORMERS, InfinityConfig
+from frostline.units import format_mib
 
 
 def semcom(arguments: argparse.Namespace) -> PeakTable:
     """Florence-2 around a linear codec."""
     setting = Setting(
-        system=dataclasses.replace(Setting().system, model=arguments.model),
-        batch_size=arguments.batch_size,
+        system=dataclasses.replace(Setting().system, model=arguments.model or Setting().system.model),
+        batch_size=arguments.batch_size or Setting.batch_size,
         image_size=arguments.image_size,
         target_tokens=arguments.target_tokens,
     )
@@ -60,7 +66,26 @@ def graf(arguments: argparse.Namespace) -> PeakTable:
     return graf_table.peak_table(setting, proof, fake=not arguments.real)
 
 
-SYSTEMS = {"semcom": semcom, "linet": linet, "graf": graf}
+def ti(arguments: argparse.Namespace) -> PeakTable:
+    """A concept's vector in front of a frozen Infinity."""
+    model = f"infinity-{arguments.model or '2b'}"
+    if model not in TRANSFORMERS:
+        names = ", ".join(name.removeprefix("infinity-") for name in TRANSFORMERS)
+        raise ConfigError(f"there is no Infinity-{arguments.model}", do=f"choose --model from {names}")
+    setting = ti_table.Setting(
+        model=model,
+        transformer=TRANSFORMERS[model],
+        schedule=published_schedule(arguments.pixels),
+        batch_size=arguments.batch_size or ti_table.Setting.batch_size,
+    )
+    small = InfinityConfig(depth=4, width=256, num_heads=4, text_width=256, code_bits=16, num_chunks=2)
+    grids = square_schedule(1, 2, 4, 8, 12, 16)
+    proof = ti_table.Setting(model="small", transformer=small, schedule=grids, batch_size=2, min_offload_bytes=2**12)
+    fake = not arguments.real and arguments.device == "cpu"
+    return ti_table.peak_table(setting, proof, fake=fake, device="cuda" if fake else arguments.device)
+
+
+SYSTEMS = {"semcom": semcom, "linet": linet, "graf": graf, "ti": ti}
 
 
 def main() -> int:
@@ -69,16 +94,17 @@ def main() -> int:
     parser.add_argument("system", choices=SYSTEMS)
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--fake", action="store_true", help="count bytes on fake tensors (the default)")
-    kind.add_argument("--real", action="store_true", help="really run every row: 9 to 26 GB for the defaults")
+    kind.add_argument("--real", action="store_true", help="really run every row: 9 to 26 GB for the defaults, ti 75 GB")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda really runs every row there")
-    parser.add_argument("--model", default=Setting().system.model)
-    parser.add_argument("--batch-size", type=int, default=Setting.batch_size)
+    parser.add_argument("--model", default="", help="semcom: name of a Florence-2; ti: 2b or 8b")
+    parser.add_argument("--batch-size", type=int, default=0, help="semcom, ti: samples")
     parser.add_argument("--image-size", type=int, default=Setting.image_size)
     parser.add_argument("--target-tokens", type=int, default=Setting.target_tokens)
     parser.add_argument("--batch", type=int, default=linet_table.Setting.batch_size, help="linet: samples")
     parser.add_argument("--size", type=int, default=linet_table.Setting.image_size, help="linet: pixels")
     parser.add_argument("--rate", type=float, default=linet_table.Setting.rate, help="linet: of modality dropout")
     parser.add_argument("--image", type=int, default=0, help="graf: side of a whole rendered image; 0 for GRAF's patch")
+    parser.add_argument("--pixels", choices=get_args(Pixels), default="1M", help="ti: of a picture")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     try:
@@ -91,7 +117,11 @@ def main() -> int:
     if arguments.json:
         print(json.dumps(dataclasses.asdict(table), indent=1))
     else:
-        Console().print(peak_table_view(table))
+        console = Console()
+        console.print(peak_table_view(table))
+        for row in table.rows:
+            if isinstance(row, ti_table.TiPeakRow) and row.host_bytes:
+                console.print(f"  {row.name}: {format_mib(row.host_bytes)} MiB in host memory beside", style="dim")
     return 0
 
 

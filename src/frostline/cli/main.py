@@ -24,7 +24,7 @@ from frostline.cli.script import is_script, keep_end_of_options, system_source
 from frostline.cli.train import train
 from frostline.config import config_app
 from frostline.errors import AuditError, BudgetError, ConfigError, FrostlineError
-from frostline.systems.registry import config_class
+from frostline.systems.registry import config_class, generate_options
 
 _HELP = """Train the small part of a big model, in the memory you have, with the same gradients.
 
@@ -103,7 +103,8 @@ def _print_keys(verb: str, name: str) -> int:
     app.help_print([verb])
     source = system_source(verb, name) if verb in _WITH_SCRIPTS else source_of(name)
     output(f"Keys of {source.system}:\n")
-    config_app(config_class(source.system), source, f"frostline {verb} {name}").help_print()
+    options = generate_options(source.system) if verb == "generate" else None
+    config_app(config_class(source.system), source, f"frostline {verb} {name}", options=options).help_print()
     return 0
 
 

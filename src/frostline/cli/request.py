@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from frostline.config import ConfigSource, RunConfig, load_config, read_yaml
-from frostline.systems.registry import SYSTEMS, config_class
+from frostline.config import ConfigSource, RunConfig, load_config, load_request, read_yaml
+from frostline.systems.registry import SYSTEMS, config_class, generate_options
 
 Words = Annotated[str, Parameter(show=False, allow_leading_hyphen=True)]
 ConfigName = Annotated[str, Parameter(help=f"A system ({', '.join(SYSTEMS)}) or a YAML file.")]
@@ -26,6 +26,16 @@ def read_request(name: str, words: tuple[str, ...]) -> RunConfig:
     """
     source = source_of(name)
     return load_config(config_class(source.system), source, words)
+
+
+def read_generation(name: str, words: tuple[str, ...]) -> tuple[RunConfig, Any]:
+    """As `read_request`, and what the system's `generate` is told beside its keys; None where it is told nothing.
+
+    Raises:
+        ConfigError: A name, file, key or value that cannot be used.
+    """
+    source = source_of(name)
+    return load_request(config_class(source.system), generate_options(source.system), source, words)
 
 
 def listed(texts: Iterable[str]) -> tuple[str, ...]:

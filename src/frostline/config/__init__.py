@@ -1,6 +1,6 @@
 """What was asked: frozen dataclasses, read from defaults, a YAML file and the command line, in this order."""
 
-from frostline.config.load import ConfigSource, config_app, dump_config, load_config, read_yaml
+from frostline.config.load import ConfigSource, config_app, dump_config, load_config, load_request, read_yaml
 from frostline.config.sections import (
     Amount,
     Count,
@@ -27,5 +27,6 @@ __all__ = [
     "config_app",
     "dump_config",
     "load_config",
+    "load_request",
     "read_yaml",
 ]

@@ -16,6 +16,7 @@ from frostline.config.sections import RunConfig
 from frostline.errors import ConfigError
 
 Config = TypeVar("Config", bound=RunConfig)
+Options = TypeVar("Options")
 
 
 @dataclass(frozen=True)
@@ -61,18 +62,35 @@ def load_config(kind: type[Config], source: ConfigSource, arguments: Sequence[st
     Raises:
         ConfigError: An unknown key, a value of the wrong type, or words left over.
     """
-    app = config_app(kind, source)
+    config, _ = load_request(kind, None, source, arguments)
+    return config
+
+
+def load_request(
+    kind: type[Config], options: type[Options] | None, source: ConfigSource, arguments: Sequence[str] = ()
+) -> tuple[Config, Options | None]:
+    """As `load_config`, and beside the keys what a verb of one system alone is told.
+
+    Args:
+        kind: Of the configuration.
+        options: A dataclass whose fields are ``--words``; None for none.
+        source: A file's keys.
+        arguments: Words of both.
+    """
+    app = config_app(kind, source, options=options)
     try:
-        config = app(list(arguments), exit_on_error=False, print_error=False)
+        config, given = app(list(arguments), exit_on_error=False, print_error=False)
     except CycloptsError as error:
         text = str(error).rstrip(".")
         raise ConfigError(text, where="" if source.path in text else source.path) from None
     assert isinstance(config, kind)
-    return config
+    return config, given
 
 
-def config_app(kind: Callable[[], RunConfig], source: ConfigSource, name: str = "") -> App:
-    """The cyclopts app whose only job is to return the configuration; its help lists every key."""
+def config_app(
+    kind: Callable[[], RunConfig], source: ConfigSource, name: str = "", *, options: type[Any] | None = None
+) -> App:
+    """The cyclopts app whose only job is to return configuration and options; its help lists every key."""
     app = App(
         name=name or source.system,
         help="",
@@ -83,12 +101,19 @@ def config_app(kind: Callable[[], RunConfig], source: ConfigSource, name: str = 
         help_format="plaintext",
     )
 
-    def build(*, config: RunConfig) -> RunConfig:
-        return config
+    def build(*, config: RunConfig) -> tuple[RunConfig, None]:
+        return config, None
 
-    build.__annotations__["config"] = Annotated[kind, Parameter(name="*")]
-    build.__kwdefaults__ = {"config": kind()}
-    app.default(build)
+    def build_both(*, options: Any, config: RunConfig) -> tuple[RunConfig, Any]:
+        return config, options
+
+    function = build if options is None else build_both
+    function.__annotations__["config"] = Annotated[kind, Parameter(name="*")]
+    function.__kwdefaults__ = {"config": kind()}
+    if options is not None:
+        function.__annotations__["options"] = Annotated[options, Parameter(name="*")]
+        function.__kwdefaults__["options"] = options()
+    app.default(function)
     return app
 
 

@@ -1,7 +1,8 @@
 """Procedural scenes: one seeded description, drawn by the renderer a system needs.
 
 ``describe`` says what is there (objects, colours, sizes, positions, camera, caption); ``render_flat`` draws it in 2-D.
-``render_rgbd`` draws rooms of its own for a colour and a depth camera, ``render_solids`` single solids from all round.
+``render_rgbd`` draws rooms of its own for a colour and a depth camera, ``render_solids`` single solids from all round,
+``render_things`` one large thing on a plain ground.
 Everything about scene ``i`` is a function of ``(seed, split, i)`` alone: data sets need no files, and neither
 the order nor the number of loader processes changes a pixel.
 """
@@ -29,10 +30,22 @@ from frostline.scenes.solids import (
     Solids,
     render_solids,
 )
+from frostline.scenes.things import (
+    NAMED_THINGS,
+    NAMELESS_THINGS,
+    THING_BACKGROUNDS,
+    THING_COLOURS,
+    THING_WORD,
+    THINGS,
+    Things,
+    render_things,
+)
 
 __all__ = [
     "COLOURS",
     "MAX_DEPTH_METRES",
+    "NAMED_THINGS",
+    "NAMELESS_THINGS",
     "RELATIONS",
     "RGBD_CLASSES",
     "RGBD_LIGHTS",
@@ -44,9 +57,14 @@ __all__ = [
     "SOLID_ELEVATIONS_DEGREES",
     "SOLID_FOV_DEGREES",
     "SPLITS",
+    "THINGS",
+    "THING_BACKGROUNDS",
+    "THING_COLOURS",
+    "THING_WORD",
     "Scenes",
     "Solids",
     "Split",
+    "Things",
     "boxes",
     "captions",
     "describe",
@@ -54,4 +72,5 @@ __all__ = [
     "render_flat",
     "render_rgbd",
     "render_solids",
+    "render_things",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 from frostline.config import ConfigSource, RunConfig
 from frostline.errors import ConfigError, import_extra
 
-SYSTEMS = ("semcom", "linet", "graf")
+SYSTEMS = ("semcom", "linet", "graf", "ti")
 _WITH_ORIGINALS = ("graf",)
 
 
@@ -23,6 +23,19 @@ def config_class(name: str) -> type[RunConfig]:
         raise ConfigError(f"no system {name!r}", do=f"choose one of {', '.join(SYSTEMS)}, or give a YAML file")
     kind: type[RunConfig] = importlib.import_module(f"frostline.systems.{name}.config").CONFIG
     return kind
+
+
+def generate_options(name: str) -> type[Any] | None:
+    """What `generate` is told of a system beside its configuration, loaded without torch; None for nothing.
+
+    Raises:
+        ConfigError: No such system.
+    """
+    config_class(name)
+    options: type[Any] | None = getattr(
+        importlib.import_module(f"frostline.systems.{name}.config"), "GENERATE_OPTIONS", None
+    )
+    return options
 
 
 def demo_file(name: str) -> Path:

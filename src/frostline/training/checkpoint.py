@@ -11,7 +11,7 @@ import hashlib
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Checkpoint:
         phases: Each phase's `state_dict` by its name.
         rng: Each process's `rng_state`, by rank.
         config_text: The configuration the run was started with.
+        metadata: What the trainables' file also says of itself.
     """
 
     step: int
@@ -41,6 +42,7 @@ class Checkpoint:
     phases: dict[str, dict[str, Any]]
     rng: Sequence[dict[str, Tensor]]
     config_text: str
+    metadata: dict[str, str] = field(default_factory=dict)
 
 
 def rng_state(device: torch.device) -> dict[str, Tensor]:
@@ -73,7 +75,7 @@ class CheckpointStore:
     def save(self, checkpoint: Checkpoint) -> Path:
         """Replace the directory's checkpoint; a crash at any moment leaves the old or the new one to load."""
         tensors = {name: tensor.detach().contiguous() for name, tensor in checkpoint.trainables.items()}
-        trainables = safetensors.torch.save(tensors, {"step": str(checkpoint.step)})
+        trainables = safetensors.torch.save(tensors, {**checkpoint.metadata, "step": str(checkpoint.step)})
         state = {
             "format": _FORMAT,
             "trainables_sha256": _digest(trainables),

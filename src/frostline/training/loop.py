@@ -62,6 +62,15 @@ class Reviewed(Protocol):
         ...
 
 
+@runtime_checkable
+class Described(Protocol):
+    """What a system also has whose trainables are a file in a format of its own."""
+
+    def checkpoint_metadata(self, step: int) -> dict[str, str]:
+        """The metadata of the trainables' file behind so many steps."""
+        ...
+
+
 class Observer(Protocol):
     """Who is told how it goes, on the main process."""
 
@@ -218,6 +227,7 @@ def _save(
             phases={phase.name: phase.state_dict() for phase in system.phases},
             rng=rng,
             config_text=config_text,
+            metadata=system.checkpoint_metadata(step) if isinstance(system, Described) else {},
         )
         observer.saved(store.save(checkpoint))
     group.barrier()

@@ -19,7 +19,7 @@ from frostline.memory import Workload
 from frostline.records import AuditReport
 from frostline.workflow.comments import unused_comments
 from frostline.workflow.script import ScriptEnd, StopScript, run_script
-from frostline.workflow.session import Device, TrainableSystem, open_group, verbs_of
+from frostline.workflow.session import Device, Intending, TrainableSystem, open_group, verbs_of
 
 
 def audit_script(
@@ -172,13 +172,14 @@ def audit_workload(
     Args:
         work: The step, of the system's model.
         system: Says what trains: its phases' optimizers; the rest must stay.
-        learn: Globs of what should learn, instead of what the step's optimizers hold.
+        learn: Globs of what should learn, instead of what the system says, or the step's optimizers hold.
         stay: Globs of what must not move, instead of what no phase trains.
         flow: By loss term: globs of what it should train, and nothing else.
         accept: Codes of findings to accept.
         num_steps: How often the step is run.
         probe: Prove or refute every suspected cut by finite differences in float64.
     """
+    learn = learn or (system.learning() if isinstance(system, Intending) else ())
     named = list(work.model.named_parameters())
     stepped = {id(p) for optimizer in work.optimizers for group in optimizer.param_groups for p in group["params"]}
     moving = stepped | {id(parameter) for phase in system.phases for parameter in phase.parameters}

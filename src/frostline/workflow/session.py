@@ -43,6 +43,15 @@ class TrainableSystem(System, Protocol):
         ...
 
 
+@runtime_checkable
+class Intending(Protocol):
+    """What a system also has that says by name what it means to train, whatever its optimizers hold."""
+
+    def learning(self) -> tuple[str, ...]:
+        """Globs of parameters."""
+        ...
+
+
 class Verbs(Protocol):
     """A system's module of verbs."""
 
@@ -83,6 +92,27 @@ class Generative(Protocol):
     """What the verbs of a system also have that makes something to look at."""
 
     def generate(self, system: TrainableSystem, directory: Path, note: Callable[[str], None]) -> list[Path]:
+        """Write files, and say which."""
+        ...
+
+
+@runtime_checkable
+class OwnGeneration(Protocol):
+    """What the verbs of a system also have that makes what it is asked for, from a run or from other files.
+
+    Its configuration's module then has ``GENERATE_OPTIONS``, the dataclass of the request.
+    """
+
+    def generate_from(
+        self,
+        config: RunConfig,
+        options: Any,
+        group: Group,
+        *,
+        checkpoint: Path | None,
+        out: Path | None,
+        note: Callable[[str], None],
+    ) -> list[Path]:
         """Write files, and say which."""
         ...
 

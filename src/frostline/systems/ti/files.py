@@ -33,6 +33,14 @@ def save_concepts(path: Path, concepts: Sequence[Concept], *, base_model: str, t
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {concept.name: concept.vectors.detach().cpu().contiguous() for concept in concepts}
+    metadata = describe_concepts(concepts, base_model=base_model, text_encoder=text_encoder, step=step)
+    unfinished = path.with_name(f"{path.name}.next")
+    unfinished.write_bytes(safetensors.torch.save(tensors, metadata))
+    unfinished.replace(path)
+
+
+def describe_concepts(concepts: Sequence[Concept], *, base_model: str, text_encoder: str, step: int) -> dict[str, str]:
+    """The metadata of a concept file, whoever writes its tensors; arguments as of `save_concepts`."""
     about = {
         concept.name: {
             "space": concept.space,
@@ -43,7 +51,7 @@ def save_concepts(path: Path, concepts: Sequence[Concept], *, base_model: str, t
         }
         for concept in concepts
     }
-    metadata = {
+    return {
         "format": FORMAT,
         "version": VERSION,
         "base_model": base_model,
@@ -51,9 +59,6 @@ def save_concepts(path: Path, concepts: Sequence[Concept], *, base_model: str, t
         "step": str(step),
         "concepts": json.dumps(about),
     }
-    unfinished = path.with_name(f"{path.name}.next")
-    unfinished.write_bytes(safetensors.torch.save(tensors, metadata))
-    unfinished.replace(path)
 
 
 def load_concepts(

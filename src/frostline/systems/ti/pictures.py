@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,11 +59,60 @@ class Draw:
     prompt: int
 
 
-class Pictures:
-    """Pictures of a concept, each with a caption or with templates.
+class Examples(ABC):
+    """Pictures and the prompts they are shown with.
 
-    Three to twenty are usual. There are no epochs to fall short of: `draw` answers for any number, so neither
-    batch size nor workers can be too many for a folder.
+    There are no epochs to fall short of: `draw` answers for any number, so neither batch size nor workers can be too
+    many for a few pictures.
+
+    Args:
+        prompts: All that can be drawn.
+        own_caption: Whether each picture has its own of them, by its number; otherwise any prompt fits any picture.
+        flip: Whether pictures are mirrored at random.
+
+    Attributes:
+        prompts: As given.
+    """
+
+    def __init__(self, prompts: Sequence[str], *, own_caption: bool, flip: bool = False) -> None:
+        self.prompts, self._own_caption, self._flip = tuple(prompts), own_caption, flip
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many pictures."""
+
+    @abstractmethod
+    def pixels(self, picture: int, *, flipped: bool = False) -> Tensor:
+        """One picture, float32 (3, H, W) in [-1, 1]."""
+
+    @property
+    def variants(self) -> tuple[tuple[int, bool], ...]:
+        """Every picture as it can be drawn, mirrored or not: what features are cached of."""
+        mirrored = (False, True) if self._flip else (False,)
+        return tuple((number, flipped) for flipped in mirrored for number in range(len(self)))
+
+    def draw(self, number: int, *, seed: int) -> Draw:
+        """Example `number` of an endless sequence: a function of the two alone, whoever asks.
+
+        Every run of as many examples as there are pictures has each picture once.
+        """
+        block, place = divmod(number, len(self))
+        picture = int(np.random.default_rng((seed % 2**64, 0, block)).permutation(len(self))[place])
+        chance = np.random.default_rng((seed % 2**64, 1, number))
+        flipped = bool(chance.integers(2)) and self._flip
+        prompt = picture if self._own_caption else int(chance.integers(len(self.prompts)))
+        return Draw(picture, flipped, prompt)
+
+    def draws(self, *, seed: int, start: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[Draw]:
+        """One process's share of the sequence, from example `start` on, without end."""
+        number = start + rank
+        while True:
+            yield self.draw(number, seed=seed)
+            number += world_size
+
+
+class Pictures(Examples):
+    """A folder's pictures of a concept, each with a caption or with templates; three to twenty are usual.
 
     Args:
         folder: Of png, jpg, webp or bmp files, in the order of their names.
@@ -74,7 +124,6 @@ class Pictures:
 
     Attributes:
         files: The pictures.
-        prompts: All that can be drawn.
 
     Raises:
         DataError: No pictures, a caption is missing, or one without the placeholder.
@@ -91,26 +140,17 @@ class Pictures:
         templates: Sequence[str] = (),
         flip: bool = False,
     ) -> None:
-        self.files = _files(folder)
-        self._size, self._flip = size, flip
-        self._own_caption = captions == "files"
-        if self._own_caption:
-            self.prompts = tuple(_caption(file, placeholder) for file in self.files)
-        else:
-            chosen = tuple(templates) or TEMPLATES[captions]
-            bad = next((template for template in chosen if "{}" not in template), None)
-            if bad is not None:
-                raise ConfigError(f"the template {bad!r} has no place for the concept", do="write {} into it")
-            self.prompts = tuple(template.replace("{}", placeholder) for template in chosen)
+        self.files, self._size = _files(folder), size
+        own = captions == "files"
+        prompts = (
+            [_caption(file, placeholder) for file in self.files]
+            if own
+            else fill_templates(templates or TEMPLATES[captions], placeholder)
+        )
+        super().__init__(prompts, own_caption=own, flip=flip)
 
     def __len__(self) -> int:
         return len(self.files)
-
-    @property
-    def variants(self) -> tuple[tuple[int, bool], ...]:
-        """Every picture as it can be drawn, mirrored or not: what features are cached of."""
-        mirrored = (False, True) if self._flip else (False,)
-        return tuple((number, flipped) for flipped in mirrored for number in range(len(self)))
 
     def pixels(self, picture: int, *, flipped: bool = False) -> Tensor:
         """One picture, float32 (3, H, W) in [-1, 1]: resized to cover the size, its centre cut out.
@@ -134,24 +174,17 @@ class Pictures:
         pixels = pixels.permute(2, 0, 1) / 127.5 - 1
         return (pixels.flip(2) if flipped else pixels).contiguous()
 
-    def draw(self, number: int, *, seed: int) -> Draw:
-        """Example `number` of an endless sequence: a function of the two alone, whoever asks.
 
-        Every run of as many examples as there are pictures has each picture once.
-        """
-        block, place = divmod(number, len(self))
-        picture = int(np.random.default_rng((seed % 2**64, 0, block)).permutation(len(self))[place])
-        chance = np.random.default_rng((seed % 2**64, 1, number))
-        flipped = bool(chance.integers(2)) and self._flip
-        prompt = picture if self._own_caption else int(chance.integers(len(self.prompts)))
-        return Draw(picture, flipped, prompt)
+def fill_templates(templates: Sequence[str], placeholder: str) -> list[str]:
+    """Prompts with the placeholder where templates have ``{}``.
 
-    def draws(self, *, seed: int, start: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[Draw]:
-        """One process's share of the sequence, from example `start` on, without end."""
-        number = start + rank
-        while True:
-            yield self.draw(number, seed=seed)
-            number += world_size
+    Raises:
+        ConfigError: One has none.
+    """
+    bad = next((template for template in templates if "{}" not in template), None)
+    if bad is not None:
+        raise ConfigError(f"the template {bad!r} has no place for the concept", do="write {} into it")
+    return [template.replace("{}", placeholder) for template in templates]
 
 
 def _files(folder: Path) -> tuple[Path, ...]:

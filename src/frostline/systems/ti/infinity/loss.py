@@ -44,7 +44,7 @@ def scale_weights(schedule: Schedule, weighting: ScaleWeighting) -> Tensor:
         raise ConfigError(f"weighting is {weighting!r}", do=f"choose one of {', '.join(get_args(ScaleWeighting))}")
     power = {"tokens": 0.0, "sides": -0.5, "scales": -1.0}[weighting]
     lengths = torch.tensor(schedule.lengths)
-    weights = lengths.double().pow(power).repeat_interleave(lengths)
+    weights = lengths.double().pow(power).repeat_interleave(lengths, output_size=schedule.num_tokens)
     return (weights / weights.sum()).float()
 
 

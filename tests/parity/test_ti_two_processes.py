@@ -1,0 +1,92 @@
+"""Two processes train the same vector as one with the whole batch."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from frostline.systems.ti.system import TiSystem
+from frostline.training import Group, run_step
+from ti_parts import ALONE, small_config, write_model
+
+STEPS = 5
+CASES = {
+    "plain": {},
+    "accumulated": {"training": {"gradient_accumulation_steps": 3, "learning_rate": 0.1}},
+    "two concepts": {"data": {"concept": ("star", "moon")}, "concept": {"placeholder": ("<a>", "<b>")}},
+    "before T5": {"concept": {"space": "t5-input"}},
+    "stored weights": {"training": {"precision": "bf16-mixed"}, "memory": {"bfloat16_weights": True}},
+}
+
+
+def trained(directory, case, group, out):
+    """The vectors after some steps of the real system, and each step's loss."""
+    system = TiSystem(small_config(directory, **CASES[case]), group, directory=out)
+    system.fill_cache(lambda done, total: None)
+    system.release_upstream_()
+    batches = system.batches().iterate(0)
+    losses = [run_step(system.phases[0], next(batches), group).loss for _ in range(STEPS)]
+    batches.close()
+    return torch.cat([concept.vectors.detach().flatten() for concept in system.concepts]), losses
+
+
+def child(directory, out):
+    group = Group.open("cpu")
+    found = {case: trained(directory, case, group, Path(out) / case) for case in CASES}
+    torch.save(found, Path(out) / f"{group.rank}.pt")
+    group.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def results(model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("two")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1",
+              "PYTHONPATH": str(Path(__file__).parents[1])}  # fmt: skip
+    children = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(model), str(out)],
+            env={**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    try:
+        errors = [process.communicate(timeout=200)[1] for process in children]
+    finally:
+        for process in children:
+            process.kill()
+    files = [out / f"{rank}.pt" for rank in (0, 1)]
+    assert all(file.exists() for file in files), errors
+    return [torch.load(file, weights_only=True) for file in files]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_are_one_with_the_whole_batch(results, model, tmp_path, case):
+    alone, losses = trained(model, case, ALONE, tmp_path)
+    (first, first_losses), (second, second_losses) = (result[case] for result in results)
+    assert torch.equal(first, second), "both processes hold the same vectors"
+    tolerance = 2e-3 if case == "stored weights" else 1e-6  # bfloat16 rounds, and Adam divides by little
+    assert (first - alone).abs().max().item() <= tolerance
+    assert first_losses == second_losses == pytest.approx(losses, abs=max(1e-5, tolerance))
+    start = TiSystem(small_config(model, **CASES[case]), ALONE).concepts
+    moved = alone - torch.cat([concept.vectors.detach().flatten() for concept in start])
+    assert moved.abs().max().item() > 0.01, "there was something to learn"
+
+
+if __name__ == "__main__":
+    child(sys.argv[1], sys.argv[2])
