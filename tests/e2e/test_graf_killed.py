@@ -78,6 +78,10 @@ def is_resume_file(path: Path, *_: object) -> bool:
     return path.name == "resume.pt.next"
 
 
+def is_record(path: Path, *_: object, **__: object) -> bool:
+    return path.name == "run.json"
+
+
 def is_scores(path: Path, *_: object) -> bool:
     return path.name == "scores.jsonl"
 
@@ -105,6 +109,7 @@ POINTS: dict[str, tuple[Callable[[], None], set[int]]] = {
     "writing the weights": (lambda: dying(checkpoint_module, "_write", 3, first=half), {2}),
     "between the moves": (lambda: dying(Path, "replace", 2, counts=is_resume_file), {4}),
     "writing scores": (lambda: dying(review, "_replace", 2, counts=is_scores, first=half_beside), {2}),
+    "writing the record": (lambda: dying(Path, "write_text", counts=is_record), {6}),
     "by another process": (slowly, {2, 4}),
 }
 
@@ -154,6 +159,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint_bit_by_bit(killed, point,
     else:
         assert store.load().step in steps
         assert run(out, "--resume") == 0
+    assert (out / "run.json").exists()
     resumed, whole = everything_in(out), everything_in(killed / "whole")
     assert resumed.keys() == whole.keys() and len(whole) > 100
     different = [name for name, value in whole.items() if not torch.equal(resumed[name], value)]

@@ -27,6 +27,7 @@ from frostline.workflow.session import (
     verbs_of,
 )
 
+_RECORD = "run.json"
 _MAY_CHANGE = {
     ("memory", "budget"),  # whatever its plan recomputes, the bits are the same
     ("data", "num_workers"),
@@ -84,7 +85,7 @@ def train(
         if resume:
             checkpoint = store.load()
             _check_same(checkpoint.config_text, text, out)
-            if checkpoint.step >= config.training.num_steps:
+            if checkpoint.step >= config.training.num_steps and (out / _RECORD).exists():  # else it is still to write
                 raise ConfigError(
                     f"the run has {checkpoint.step} steps already", where=str(out), do="raise --training.num-steps"
                 )
@@ -121,7 +122,7 @@ def train(
             relieve=None if in_force is None else partial(_replan, in_force, out, observer),
         )
         if group.is_main:
-            (out / "run.json").write_text(to_json(record, indent=1), encoding="utf-8")
+            (out / _RECORD).write_text(to_json(record, indent=1), encoding="utf-8")
         return record
 
 
