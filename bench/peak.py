@@ -29,7 +29,6 @@ from frostline.systems.semcom.peak_table import Setting, peak_table
 from frostline.systems.ti import peak_table as ti_table
 from frostline.systems.ti.infinity.schedule import Pixels, published_schedule, square_schedule
 from frostline.systems.ti.infinity.sizes import TRANSFORMERS, InfinityConfig
-from frostline.units import format_mib
 
 
 def semcom(arguments: argparse.Namespace) -> PeakTable:
@@ -117,11 +116,7 @@ def main() -> int:
     if arguments.json:
         print(json.dumps(dataclasses.asdict(table), indent=1))
     else:
-        console = Console()
-        console.print(peak_table_view(table))
-        for row in table.rows:
-            if isinstance(row, ti_table.TiPeakRow) and row.host_bytes:
-                console.print(f"  {row.name}: {format_mib(row.host_bytes)} MiB in host memory beside", style="dim")
+        Console().print(peak_table_view(table))
     return 0
 
 

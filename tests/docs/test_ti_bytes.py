@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PART = ROOT / "docs" / "ti-bytes.part.md"
-PAGE = PART if PART.exists() else ROOT / "docs" / "ti.md"
+PAGE = ROOT / "docs" / "ti.md"
 RESULTS = ROOT / "bench" / "results"
 MIB = 2**20
 SIZES = [(model, pixels) for model in ("2b", "8b") for pixels in ("0.06M", "0.25M", "1M")]

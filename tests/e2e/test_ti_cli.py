@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from frostline.cli.main import main
+from frostline.config import load_config, read_yaml
 from frostline.records import (
     AuditReport,
     EvaluationReport,
@@ -21,7 +22,9 @@ from frostline.records import (
 )
 from frostline.systems.registry import demo_file
 from frostline.systems.ti import phase, texts
+from frostline.systems.ti.config import GenerateOptions, TiConfig
 from frostline.systems.ti.files import load_concepts
+from frostline.workflow import generate
 from ti_parts import write_model
 
 SMALL = """
@@ -114,6 +117,8 @@ def test_generate_draws_a_file_s_concepts(small, trained, tmp_path, capsys):
         run("generate", "ti", "--checkpoint", trained, "--prompt", "a <b>", "--out", tmp_path / "folder", "--json") == 0
     )
     assert json.loads(capsys.readouterr().out)["files"] == [str(tmp_path / "folder" / "000.png")]
+    config, asked = load_config(TiConfig, read_yaml(trained / "config.yaml")), GenerateOptions(prompt=("a <b>",))
+    assert generate(config, checkpoint=trained, options=asked) == [trained / "generated.png"]
 
 
 def test_evaluate_compares_with_the_carriers(trained, tmp_path, capsys):
@@ -212,6 +217,7 @@ def test_refusals(small, trained, tmp_path, capsys):
         ("generate", small, "--prompt", "a <a>", "--concept", tmp_path / "none"): "the file cannot be read",
         ("generate", "graf", "--prompt", "a <a>"): "--prompt",
         ("train", small, "--memory.frozen-dtype", "bfloat16"): "ti does not read memory.frozen_dtype",
+        ("train", small, "--data.path", "cats"): "add --data.kind folders",
         ("train", small, "--data.kind", "folders"): "0 of --data.path for 2 placeholders",
         ("train", small, "--system.concept.placehoder", "<x>"): "placehoder",
         ("evaluate", small): "give --checkpoint RUN",
@@ -231,8 +237,6 @@ def test_help_lists_the_keys_and_what_generate_is_told(capsys):
 
 
 def test_the_byte_table_of_a_run(small):
-    from frostline.config import load_config, read_yaml
-    from frostline.systems.ti.config import TiConfig
     from frostline.systems.ti.verbs import peak_table
 
     table = peak_table(load_config(TiConfig, read_yaml(small)))

@@ -22,6 +22,8 @@ class PeakRow:
         trains: What it trains.
         step_seconds_ratio: Its step time over the plain step's in the same run, at that size.
         allocator: CUDA's own counters of the same step, where it ran there.
+        host_bytes: The most that lies in host memory (on the CPU in a file) instead, between forward and backward; not
+            in `peak_bytes`.
     """
 
     name: str
@@ -33,6 +35,7 @@ class PeakRow:
     trains: str
     step_seconds_ratio: float | None
     allocator: AllocatorCounters | None = None
+    host_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

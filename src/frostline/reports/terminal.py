@@ -184,13 +184,16 @@ def _largest(title: str, places: dict[str, int]) -> Table:
 
 def peak_table_view(table: PeakTable) -> RenderableType:
     """The byte table: the plain rows, and what frostline makes of them."""
-    view = _table("step", ">peak MiB", ">before", "proof", ">grad diff", ">time", "trains")
+    offloads = any(row.host_bytes for row in table.rows)
+    host = (">host",) if offloads else ()
+    view = _table("step", ">peak MiB", ">before", *host, "proof", ">grad diff", ">time", "trains")
     for row in table.rows:
         style = "bold green" if row.name.startswith("frostline") else "red" if row.trains == "nothing" else ""
         view.add_row(
             row.name,
             format_mib(row.peak_bytes),
             format_mib(row.resident_bytes),
+            *((format_mib(row.host_bytes) if row.host_bytes else "-",) if offloads else ()),
             row.proof_class,
             "-" if row.max_rel_grad_diff is None else f"{row.max_rel_grad_diff:.1e}",
             "-" if row.step_seconds_ratio is None else f"{row.step_seconds_ratio:.2f}x",

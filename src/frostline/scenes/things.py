@@ -172,7 +172,7 @@ _SHAPES: dict[str, Inside] = {
     "cross": _union(_box(0.3, 1), _box(1, 0.3)),
     "ring": _without(_disc(0, 0, 1), _disc(0, 0, 0.55)),
     "bar": _box(0.35, 1.1),
-    "star": _star(5, 1.1, 0.5),
+    "star": _star(5, 1.15, 0.45),
     "heart": _union(
         _disc(-0.5, -0.3, 0.5), _disc(0.5, -0.3, 0.5), _polygon((-0.97, -0.1), (0, -0.3), (0.97, -0.1), (0, 1))
     ),

@@ -475,6 +475,11 @@ def test_the_smallest_true_peak_leaves_out_what_trains_nothing():
     assert "smallest true peak 12.0 MiB frostline, ROUNDING" in page.text
 
 
+def test_host_bytes_of_a_row_are_noted():
+    table = replace(PEAKS, rows=(PEAK, replace(PEAK, name="offloaded", host_bytes=150 * MIB)))
+    assert render_html([table], title="t").count("150 MiB in host memory") == 1
+
+
 def test_shares_are_in_percent_and_other_scores_as_they_are():
     text = shown(SCORES).text
     assert "50.0 %" in text and " 20 " in text and "1,000" in text

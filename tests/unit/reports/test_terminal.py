@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from frostline.records import AllocatorCounters, MemoryReport
-from frostline.reports.terminal import memory_view
+from frostline.records import AllocatorCounters, MemoryReport, PeakRow, PeakTable
+from frostline.reports.terminal import memory_view, peak_table_view
 from frostline.units import MIB
 
 REPORT = MemoryReport(
@@ -28,10 +28,22 @@ REPORT = MemoryReport(
 )
 
 
-def shown(report):
+ROW = PeakRow(
+    name="frozen",
+    peak_bytes=300 * MIB,
+    resident_bytes=100 * MIB,
+    peak_at="forward",
+    proof_class="EXACT",
+    max_rel_grad_diff=0.0,
+    trains="concept",
+    step_seconds_ratio=1.0,
+)
+
+
+def shown(record):
     console = Console(width=120)
     with console.capture() as capture:
-        console.print(memory_view(report))
+        console.print((peak_table_view if isinstance(record, PeakTable) else memory_view)(record))
     return capture.get()
 
 
@@ -52,3 +64,13 @@ def test_lines_are_listed_where_some_are_the_users(by_line, listed):
     text = shown(replace(REPORT, by_line=by_line))
     assert ("by your line" in text) is listed
     assert ("train.py:3" in text) is listed
+
+
+def test_host_bytes_have_a_column_where_there_are_any():
+    offloaded = replace(ROW, name="frostline-offload", peak_bytes=150 * MIB, host_bytes=150 * MIB)
+    plain, both = (PeakTable(system="ti", setting="", rows=rows) for rows in ((ROW,), (ROW, offloaded)))
+    assert "host" not in shown(plain)
+    title, first, second = (line.split() for line in shown(both).splitlines()[:3])
+    assert title[:5] == ["step", "peak", "MiB", "before", "host"]
+    assert first[1:5] == ["300", "100", "-", "EXACT"]
+    assert second[1:5] == ["150", "100", "150", "EXACT"]

@@ -102,8 +102,11 @@ def test_an_absolute_rate_that_cannot_learn_is_said_to():
         warnings.simplefilter("error")
         concept_optimizer([made], ti_lr=1e-2, num_steps=100)
         concept_optimizer([made], num_steps=300)
-    with pytest.warns(UserWarning, match="5 steps"):
+    with pytest.warns(UserWarning, match="5 steps.* relative rate of 0.06,"):
         concept_optimizer([made], relative_lr=0.03, num_steps=5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        concept_optimizer([made], relative_lr=0.06, num_steps=5)  # what it asks for is enough
 
 
 def test_a_step_that_trains_anything_else_is_refused():

@@ -47,6 +47,7 @@ def test_a_prompt_without_placeholders_is_left_alone_where_none_is_required():
         ("a re<s>", [DOG], "does not fill its 1 positions"),
         ("a <toy>", [Slot("<toy>", "teapot", 3)], "'teapot' has 2 tokens: it cannot fill 3 positions"),
         ("a <toy>", [Slot("<toy>", "teapot", 1)], "take 2 vectors, or a multiple"),
+        ("a <toy>", [Slot("<toy>", "täpot", 4)], "does not know the carrier 'täpot'"),
         ("a photo of the red <s>", [DOG], "7 tokens, the model reads 6: <s> would be cut off"),
         ("<s> on the red red grass", [DOG], "7 tokens, the model reads 6: its end would be cut off"),
     ],

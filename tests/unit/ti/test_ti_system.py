@@ -13,6 +13,7 @@ from frostline.config import dump_config
 from frostline.errors import ConfigError
 from frostline.regions import trainable_parameters, trainable_state
 from frostline.systems.ti.concept import check_trainable
+from frostline.systems.ti.config import SamplingConfig
 from frostline.systems.ti.files import load_concepts, read_safetensors
 from frostline.systems.ti.infinity.loss import bit_losses
 from frostline.systems.ti.system import TiSystem
@@ -253,6 +254,31 @@ def test_values_that_cannot_be_used_are_refused(directory):
     assert "the placeholders are <a>, <a>" in refused(**two)
     assert "has a dot" in refused(concept={"placeholder": ("<v1.0>",)})
     assert "is no placeholder" in refused(concept={"placeholder": ("star",)})
+    assert "does not read data.path" in refused(data={"path": ("cats",)})
+    assert "does not read data.flip" in refused(data={"flip": True})
+    assert "top_p 2" in refused(system={"sampling": SamplingConfig(top_p=2.0)})
+    assert "temperature is 0" in refused(system={"sampling": SamplingConfig(temperature=0.0)})
+
+
+@pytest.mark.parametrize("space", ["t5-output", "t5-input"])
+def test_the_text_encoder_makes_room_for_the_image_tokenizer(directory, space, monkeypatch):
+    system, held = TiSystem(small_config(directory, concept={"space": space}), ALONE), []
+    monkeypatch.setattr(system.latents, "fill_", lambda progress: held.append(system.encoder.is_loaded))
+    system.fill_cache(lambda done, total: None)
+    assert held == [space == "t5-input"]
+
+
+def test_a_micro_batch_may_be_too_small_for_every_concept(directory):
+    """What is audited and measured names every concept all the same."""
+    two = {"concept": {"placeholder": ("<a>", "<b>")}, "data": {"concept": ("star", "moon")}}
+    steps = {"batch_size": 4, "gradient_accumulation_steps": 4}
+    system = TiSystem(small_config(directory, training=steps, **two), ALONE)
+    work, start = system.workload(), vectors(system)
+    assert [len(each) for each in work.inputs] == [1] * 4, "two micro-batches of one: bits and inputs"
+    work.step()
+    assert (vectors(system) != start).any(1).all()
+    whole = TiSystem(small_config(directory, training={"batch_size": 4}, **two), ALONE).workload()
+    assert [len(each) for each in whole.inputs] == [4, 4]
 
 
 def test_notes_and_components_say_what_is_going_on(directory):

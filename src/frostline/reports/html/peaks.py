@@ -50,12 +50,13 @@ def _bar(row: PeakRow, longest: int) -> Bar:
     if row.allocator is not None:
         allocated, reserved = row.allocator.peak_allocated_bytes, row.allocator.peak_reserved_bytes
         counted = f"CUDA counted {format_mib(allocated)} MiB allocated, {format_mib(reserved)} MiB reserved"
+    host = f"{format_mib(row.host_bytes)} MiB in host memory" if row.host_bytes else ""
     return Bar(
         name=row.name,
         text=format_mib(row.peak_bytes),
         share=percent(row.peak_bytes, longest),
         dark=percent(row.resident_bytes, longest),
-        note=joined((f"peak at {row.peak_at}" if row.peak_at else "", counted)),
+        note=joined((f"peak at {row.peak_at}" if row.peak_at else "", host, counted)),
         style="k-none" if trains_nothing else "k-saved" if row.name.startswith("frostline") else "k-parameters",
     )
 

@@ -194,10 +194,11 @@ def check_trainable(optimizer: Optimizer, concepts: Sequence[Concept], models: I
 def _warn_if_idle(concept: Concept, travel: float, rate: float, num_steps: int) -> None:
     if travel < _LEAST_TRAVEL:
         size = float(concept.rms.mean())
+        relative = max(RELATIVE_LEARNING_RATE, _LEAST_TRAVEL / num_steps)
         warnings.warn(
             f"{concept.name} will learn nothing: {num_steps} steps of learning rate {rate:g} move a coordinate by "
             f"{travel:.2g} of its size at most (root mean square {size:.3g}). Take more steps, or a relative rate of "
-            f"{RELATIVE_LEARNING_RATE:g}, which is ti_lr {RELATIVE_LEARNING_RATE * size:.2g} here",
+            f"{relative:.2g}, which is ti_lr {relative * size:.2g} here",
             UserWarning,
             stacklevel=3,
         )

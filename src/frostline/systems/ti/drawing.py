@@ -42,13 +42,7 @@ class Painter:
         precision: Precision = "32-true",
     ) -> None:
         self._image_model, self._transformer, self._tokenizer = image_model, transformer, tokenizer
-        self._precision = precision
-        self._sampling = Sampling(
-            guidance=sampling.guidance,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-        )
+        self._precision, self._sampling = precision, configured_sampling(sampling)
 
     @torch.no_grad()
     def draw(self, text: CompactText, *, seed: int, negative: CompactText | None = None) -> Tensor:
@@ -64,19 +58,30 @@ class Painter:
         chance = torch.Generator().manual_seed(seed)
         pictures = []
         for start in range(0, len(rows), size):
-            block = CompactText.join(rows[start : start + size])
+            block = CompactText.join(rows[start : start + size]).to(device)
             with autocast(self._precision, device):
                 drawn = generate(
                     self._transformer,
                     model.quantizer,
-                    CompactText(block.features.to(device), block.lengths),
+                    block,
                     model.schedule,
                     sampling=self._sampling,
-                    negative=negative,
+                    negative=negative and negative.to(device),
                     generator=chance,
                 )
             pictures += [self._tokenizer.model.decode(feature[None]).clamp(-1, 1).cpu() for feature in drawn.features]
         return torch.cat(pictures)
+
+
+def configured_sampling(settings: SamplingConfig) -> Sampling:
+    """How the configuration draws bits.
+
+    Raises:
+        ConfigError: A value that cannot be used.
+    """
+    return Sampling(
+        guidance=settings.guidance, temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p
+    )
 
 
 def sheet(rows: Sequence[Tensor]) -> Tensor:

@@ -37,7 +37,7 @@ def generate_pictures(
         options: Prompts, concepts, seed.
         device: Where.
         checkpoint: A run whose concepts may be named, beside those of `options`.
-        out: A picture's name, or a directory; a picture in the run's directory by default.
+        out: A picture's name, or a directory; by default ``generated.png`` in the run's directory, or here.
         note: Told what is going on.
 
     Raises:
@@ -74,7 +74,7 @@ def generate_pictures(
         precision=config.training.precision,
     )
     pictures = drawing.draw(text, seed=options.seed, negative=negative)
-    out = out or Path(_DEFAULT_OUT)
+    out = out or (checkpoint or Path()) / _DEFAULT_OUT
     if out.suffix:
         write_picture(sheet(pictures.split(options.num)), out)
         return [out]

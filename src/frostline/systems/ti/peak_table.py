@@ -90,18 +90,6 @@ ROWS = (
 """Everything trained; frozen; checkpointed, which is the published way; and frostline's."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TiPeakRow(PeakRow):
-    """One way to run the step.
-
-    Attributes:
-        host_bytes: The most that lies in host memory instead, between forward and backward (on the CPU in a file);
-            not in `peak_bytes`.
-    """
-
-    host_bytes: int
-
-
 class Step:
     """A row's step on random numbers; on real or fake tensors, whichever the transformer is made of.
 
@@ -269,10 +257,10 @@ def _count(
     return report, steps[-1].host_bytes
 
 
-def _row(row: Row, count: tuple[MemoryReport, int], found: _Evidence, plain: _Evidence) -> TiPeakRow:
+def _row(row: Row, count: tuple[MemoryReport, int], found: _Evidence, plain: _Evidence) -> PeakRow:
     report, host_bytes = count
     proof = compare_gradients({_NAME: plain.gradient}, {_NAME: found.gradient})
-    return TiPeakRow(
+    return PeakRow(
         name=row.name,
         peak_bytes=report.peak_bytes,
         resident_bytes=report.resident_bytes,

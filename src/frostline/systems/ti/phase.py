@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -105,19 +107,21 @@ def concept_phase(
     )
 
 
-def training_step(model: TiModel, phase: Phase, batch: Batch) -> Workload:
-    """One step of a phase on a batch."""
+def training_step(model: TiModel, phase: Phase, batches: Sequence[Batch]) -> Workload:
+    """One step of a phase on one micro-batch or several, whose gradients add up."""
 
     def step() -> Tensor:
-        with phase.autocast():
-            loss = phase.loss(batch)
-        loss.total.backward()
+        for batch in batches:
+            with phase.autocast():
+                loss = phase.loss(batch)
+            loss.total.backward()
         for optimizer in phase.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         return loss.total.detach()
 
-    return Workload(step=step, model=model, optimizers=phase.optimizers, inputs=[batch.bits, batch.inputs])
+    inputs = [tensor for batch in batches for tensor in (batch.bits, batch.inputs)]
+    return Workload(step=step, model=model, optimizers=phase.optimizers, inputs=inputs)
 
 
 def _num_pictures(batch: Batch) -> float:

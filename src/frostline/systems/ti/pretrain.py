@@ -49,7 +49,7 @@ from frostline.systems.ti.text_encoder import load_text_encoder
 
 _MENTIONED = 0.75
 """How often a caption names the colour, and how often the background."""
-_PLAIN = 0.4
+_PLAIN = 0.5
 """How often it has no template."""
 _FIRST_STEPS = 10  # are a line of the log to themselves
 
@@ -85,7 +85,7 @@ class Recipe:
     tokenizer: Stage = Stage(600, 32, 3e-3)
     entropy_weight: float = 0.02
     coarse_share: float = 0.5
-    transformer: Stage = Stage(1000, 32, 2.5e-3, weight_decay=0.02)
+    transformer: Stage = Stage(1800, 32, 2.5e-3, weight_decay=0.02)
     templates: tuple[str, ...] = TEMPLATES["object"]
     flip: float = 0.1
     null_share: float = 0.1

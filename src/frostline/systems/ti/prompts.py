@@ -219,7 +219,11 @@ def _by_name(concepts: Iterable[Any]) -> dict[str, Any]:
 
 def _filling(slot: Slot, tokenizer: Any) -> str:
     """The carrier, as often as it takes."""
-    _, places = _tokens(slot.carrier, tokenizer)
+    ids, places = _tokens(slot.carrier, tokenizer)
+    if getattr(tokenizer, "unk_token_id", None) in ids:
+        raise DataError(
+            f"the text encoder does not know the carrier {slot.carrier!r}", where=slot.name, do="take another word"
+        )
     num_tokens = sum(stop > start for start, stop in places)
     if num_tokens == 0 or slot.num_vectors % num_tokens:
         raise DataError(

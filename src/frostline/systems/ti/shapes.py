@@ -96,7 +96,7 @@ class Blueprint:
             torch.randn(num, self.schedule.num_tokens - 1, bits, device=device),
             torch.arange(num),
         )
-        return training_step(model, phase, batch)
+        return training_step(model, phase, [batch])
 
     def _find_prompts(self) -> tuple[Prompt, ...]:
         """The prompts of a micro-batch, whose lengths matter."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import fields
+from math import ceil
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from frostline.memory import Workload
 from frostline.records import Component
 from frostline.systems.ti.batches import Batch, Latents, Progress, TiDataset, collate, open_sources
 from frostline.systems.ti.config import TiConfig, TiMemoryConfig
+from frostline.systems.ti.drawing import configured_sampling
 from frostline.systems.ti.files import describe_concepts
 from frostline.systems.ti.image_model import LazyTokenizer, find_image_model
 from frostline.systems.ti.infinity.treatment import Treated, Treatment, treat_
@@ -22,7 +24,7 @@ from frostline.systems.ti.phase import concept_phase, new_concepts, training_ste
 from frostline.systems.ti.scratch import make_scratch
 from frostline.systems.ti.texts import Texts
 from frostline.systems.ti.validation import Reviewer, validation_prompts
-from frostline.training import BatchStream, Group
+from frostline.training import BatchStream, Group, Sample
 from frostline.units import format_bytes
 
 
@@ -82,18 +84,9 @@ class TiSystem:
 
     def batches(self) -> BatchStream[Batch]:
         """Training batches: a step is an epoch, so no number of pictures is too small for a batch or for workers."""
-        training, model = self.config.training, self.image_model
-        dataset = TiDataset(
-            self.sources,
-            self.latents,
-            model.quantizer,
-            model.schedule,
-            bit_flips=self.config.system.loss.bit_flips,
-            seed=training.seed,
-            num_rows=training.batch_size,
-        )
+        training = self.config.training
         return BatchStream(
-            dataset,
+            self._dataset(),
             collate,
             data=self.config.data,
             batch_size=training.batch_size,
@@ -119,20 +112,25 @@ class TiSystem:
     def fill_cache(self, progress: Progress) -> None:
         """Encode every picture and every prompt that training and validation ask for.
 
-        On disk, the main process fills the files and the others read them.
+        Prompts come first: the text encoder makes room for the image tokenizer, which needs it most. On disk, the main
+        process fills the files and the others read them.
         """
         shares = self.config.memory.feature_cache == "disk" and self.group.world_size > 1
         if shares and not self.group.is_main:
             self.group.barrier()
-        self.latents.fill_(progress)
         self.texts.fill_()
         self.validation_texts.fill_()
+        self._release_encoder_()
+        self.latents.fill_(progress)
         if shares and self.group.is_main:
             self.group.barrier()
 
     def release_upstream_(self) -> None:
         """Let go of the image tokenizer, and of the text encoder where it is no part of the step."""
         self.tokenizer.release_()
+        self._release_encoder_()
+
+    def _release_encoder_(self) -> None:
         if not self.is_inside:
             self.encoder.release_()
 
@@ -171,11 +169,26 @@ class TiSystem:
         )
 
     def workload(self) -> Workload:
-        """One training step on one micro-batch, to be measured."""
+        """One training step to be measured: on one micro-batch, or on as many as name every concept."""
         self.fill_cache(lambda done, total: None)
         with closing(self.batches().iterate(0)) as batches:
-            batch = next(batches)[0].to(self.group.device)
-        return training_step(self.model, self.phases[0], batch)
+            size = len(next(batches)[0])
+        dataset, num = self._dataset(), ceil(len(self.concepts) / size)
+        examples = dataset.__getitems__([Sample(number, 0) for number in range(num * size)])
+        micro_batches = [collate(examples[start : start + size]) for start in range(0, num * size, size)]
+        return training_step(self.model, self.phases[0], [batch.to(self.group.device) for batch in micro_batches])
+
+    def _dataset(self) -> TiDataset:
+        training, model = self.config.training, self.image_model
+        return TiDataset(
+            self.sources,
+            self.latents,
+            model.quantizer,
+            model.schedule,
+            bit_flips=self.config.system.loss.bit_flips,
+            seed=training.seed,
+            num_rows=training.batch_size,
+        )
 
     def _treat_(self) -> Treated:
         """Treat the transformer, then move it: stored weights never take a device twice their size.
@@ -251,6 +264,13 @@ def check_config(config: TiConfig) -> None:
         )
     if not 0 <= config.system.loss.bit_flips <= 1:
         raise ConfigError(f"system.loss.bit_flips is {config.system.loss.bit_flips:g}", do="give a share of the bits")
+    unread = [key for key in ("path", "flip") if config.data.kind == "things" and getattr(config.data, key)]
+    if unread:
+        raise ConfigError(
+            f"data.kind is things, which does not read data.{unread[0]}",
+            do="add --data.kind folders, or leave it out",
+        )
+    configured_sampling(config.system.sampling)
 
 
 def _check_treatment(treatment: Treatment, config: TiConfig) -> None:

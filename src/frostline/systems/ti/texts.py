@@ -67,7 +67,7 @@ class Texts:
         else:
             text = self._cached.fetch(numbers)
         if concepts:
-            text = CompactText(text.features.to(concepts[0].vectors.device), text.lengths)
+            text = text.to(concepts[0].vectors.device)
         return substitute(text, chosen, concepts)
 
     def fetch_all(self, concepts: Sequence[Concept]) -> CompactText:

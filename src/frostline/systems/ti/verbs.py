@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from frostline.memory import Workload
-from frostline.records import EvaluationReport, PeakRow, PeakTable, Plan, ProofReport
+from frostline.records import EvaluationReport, PeakTable, Plan, ProofReport
 from frostline.systems.ti import peak_table as tables
 from frostline.systems.ti.config import GenerateOptions, TiConfig, TiMemoryConfig
 from frostline.systems.ti.evaluation import evaluation_report
@@ -116,6 +116,4 @@ def peak_table(config: TiConfig) -> PeakTable:
         tables.Row(name="frostline, this run", treatment=configured_treatment(config.memory)),
     ]
     proof = replace(setting, batch_size=min(setting.batch_size, _PROOF_BATCH))
-    table = tables.peak_table(setting, proof, rows, fake=False, device="cpu")
-    names = [field.name for field in fields(PeakRow)]
-    return replace(table, rows=tuple(PeakRow(**{name: getattr(row, name) for name in names}) for row in table.rows))
+    return tables.peak_table(setting, proof, rows, fake=False, device="cpu")

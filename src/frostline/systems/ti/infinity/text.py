@@ -50,6 +50,10 @@ class CompactText:
         """One tensor of shape (length, text width) per prompt, as views."""
         return torch.split(self.features, list(self.lengths))
 
+    def to(self, device: torch.device) -> CompactText:
+        """The same text on a device."""
+        return CompactText(self.features.to(device), self.lengths)
+
     def followed_by(self, other: CompactText) -> CompactText:
         """The prompts of both."""
         return CompactText(torch.cat([self.features, other.features]), self.lengths + other.lengths)
