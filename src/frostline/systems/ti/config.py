@@ -23,7 +23,7 @@ class TiDataConfig(DataConfig):
 
     kind: Literal["things", "folders"] = "things"
     """Drawn things that the model has seen and has no word for, or folders of pictures."""
-    concept: tuple[str, ...] = ("star",)
+    concept: tuple[str, ...] = ("heart",)
     """Things: which of them, one for each placeholder."""
     num_pictures: Count = 5
     """Things: pictures of each."""

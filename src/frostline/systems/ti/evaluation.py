@@ -87,7 +87,7 @@ def _judge(
     colours = torch.tensor([THING_COLOURS.index(colour) for colour, _ in asked])
     grounds = torch.tensor([THING_BACKGROUNDS.index(ground) for _, ground in asked])
     right = {
-        f"is a {source.shape}": seen.shapes == THINGS.index(source.shape),
+        "shape as shown": seen.shapes == THINGS.index(source.shape),
         "colour as asked": seen.colours == colours,
         "background as asked": seen.backgrounds == grounds,
     }
