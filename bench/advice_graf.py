@@ -383,7 +383,7 @@ CLAIMS = (
     Claim(
         "All together save 60-90 %",
         f"{_GUIDE}: the estimates' sum",
-        "`frostline plan graf --memory.budget 200MB`: chunks of rays, made again in backward, and the same gradients.",
+        "`frostline plan graf --memory.budget 400MB`: chunks of rays, made again in backward, and the same gradients.",
         all_together,
     ),
     Claim(

@@ -73,6 +73,8 @@ def test_evaluate_and_generate(trained, tmp_path, capsys):
     assert {curve.name for curve in report.curves} == {"KID", "FID", "class found"}
     assert (tmp_path / "evaluation.png").exists() and (trained / "turntable.png").exists()
     best = trained / "best"
+    assert run("evaluate", "graf", "--checkpoint", best, "--json") == 0
+    assert len(record(capsys).curves) == 3 and (best / "evaluation.png").exists()
     assert run("generate", "graf", "--checkpoint", best, "--out", tmp_path / "films", "--json") == 0
     files = json.loads(capsys.readouterr().out)["files"]
     assert [file.rpartition("/")[2] for file in files] == ["views.png", "turntable.gif", "turntable-depth.gif"]
@@ -98,13 +100,20 @@ def test_audit_and_measure(tiny, capsys):
 def test_plan_and_prove(tiny, tmp_path, capsys):
     assert run("plan", tiny, "--memory.budget", "smallest", "--out", tmp_path / "plan.json", "--json") == 0
     plan = record(capsys)
-    assert isinstance(plan, Plan) and plan.treated[0].arguments == {"rays": 8}
+    assert isinstance(plan, Plan) and plan.treated[0].arguments == {"rays": 64}  # fewer save nothing
     assert plan.predicted_peak_bytes < plan.baseline_peak_bytes
     assert run("prove", tiny, "--plan", tmp_path / "plan.json", "--json") == 0
     report = record(capsys)
     assert isinstance(report, ProofReport) and report.proof_class in ("EXACT", "ROUNDING")
     assert run("plan", tiny, "--memory.budget", "1KiB") == 1
     assert "no plan fits 1KiB" in capsys.readouterr().err
+
+
+def test_a_run_with_a_budget_keeps_the_plan_it_was_built_by(tiny, tmp_path, capsys):
+    assert run("train", tiny, "--memory.budget", "smallest", "--out", tmp_path / "run") == 0
+    plan, measured = (from_json((tmp_path / "run" / name).read_text()) for name in ("plan.json", "memory.json"))
+    assert plan.treated[0].arguments == {"rays": 64} and "rays at once" in capsys.readouterr().err
+    assert measured.peak_bytes <= 1.02 * plan.predicted_peak_bytes < plan.baseline_peak_bytes
 
 
 def test_refusals(tiny, trained, tmp_path, capsys):
@@ -146,3 +155,15 @@ def test_the_byte_table_of_a_run(tiny):
     assert rows["frostline, this run"].proof_class in ("EXACT", "ROUNDING")
     assert rows["published-advice"].trains != "everything"
     assert demo_file("graf").exists()
+
+
+def test_the_byte_table_follows_the_configuration(tiny):
+    from frostline.config import load_config, read_yaml
+    from frostline.systems.graf.config import GrafConfig
+    from frostline.systems.graf.verbs import peak_table, plan
+
+    words = ["--system.ccsr.enabled=false", "--system.rendering.chunk-rays=0", "--memory.budget=smallest"]
+    config = load_config(GrafConfig, read_yaml(tiny), words)
+    rows = {row.name: row for row in peak_table(config).rows}
+    assert "published-advice" not in rows  # there is no super-resolution to cut
+    assert plan(config).treated and rows["frostline, this run"].peak_bytes < rows["naive"].peak_bytes

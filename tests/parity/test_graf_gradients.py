@@ -136,7 +136,7 @@ def test_chunks_without_recompute_save_little_in_training():
     naive, loop, frostline = (
         peak(8, chunk_rays=0), peak(8, chunk_rays=8, recompute="none"), peak(8, chunk_rays=8)
     )  # fmt: skip
-    assert naive > 3 * frostline and loop > 2.5 * frostline
+    assert naive > 2.5 * frostline and loop > 0.9 * naive
 
 
 @pytest.mark.parametrize("loss", ["consistency", "adversarial"])

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from torch import nn
+
 from frostline.gradflow.rule import Rule, place_of, write
 from frostline.gradflow.step import Step
 from frostline.records import Finding
@@ -14,6 +16,8 @@ from frostline.tracing import Event
 if TYPE_CHECKING:
     from frostline.gradflow.session import Session
 
+_NUM_INPUTS = 2
+"""Rows an output may have: a critic of pairs has two inputs, and a factor of two is a matter of taste."""
 _SQUARES = frozenset({"pow", "square", "__pow__", "norm", "vector_norm", "pow_", "square_"})
 _PRODUCTS = frozenset({"mul", "__mul__", "multiply"})
 _LAYOUTS = frozenset(
@@ -46,7 +50,7 @@ class Penalties(Rule):
         if any(backward.creates for backward in step.backwards):
             for event in step.connected:
                 found = _diluted(event)
-                if found is not None:
+                if found is not None and not self._is_at_weights(found.gradient):
                     self._found.setdefault((found.mean.line, found.gradient.line), found)
 
     def findings(self) -> Iterator[Finding]:
@@ -60,6 +64,11 @@ class Penalties(Rule):
                 evidence=f"the gradient has shape {gradient.shape}; each row's squares are summed, and these averaged",
             )
 
+    def _is_at_weights(self, gradient: Event) -> bool:
+        """Whether it was asked for at a parameter: the rows of a weight belong to no output."""
+        leaves = [self.leaves.all[source.leaf] for source in gradient.sources if source.leaf >= 0]
+        return any(leaf.is_held or isinstance(leaf.tensor, nn.Parameter) for leaf in leaves)
+
 
 def _diluted(mean: Event) -> _Diluted | None:
     """What is wrong with a mean, if it is one of the squares of a gradient's rows."""
@@ -68,7 +77,9 @@ def _diluted(mean: Event) -> _Diluted | None:
     if rows is None or gradient is None or not gradient.shape or len(gradient.shape) < 2:
         return None
     num_rows, num_outputs = gradient.shape[0], _num_outputs(gradient)
-    if (rows.shape or (0,))[0] != num_rows or not 1 < num_outputs < num_rows or num_rows % num_outputs:
+    if (rows.shape or (0,))[0] != num_rows or num_outputs < 2 or num_rows % num_outputs:
+        return None
+    if num_rows // num_outputs <= _NUM_INPUTS:
         return None
     return _Diluted(mean, gradient, num_rows, num_outputs)
 

@@ -25,13 +25,15 @@ def write_csv(report: EvaluationReport, path: Path) -> None:
 
 
 def write_curves(report: EvaluationReport, path: Path) -> None:
-    """A panel for each quantity, a line for each method.
+    """A panel for each quantity, a line for each method; no file where there are no curves.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
     figure_module = import_extra("matplotlib.figure", extra="plots")
     y_names = list(dict.fromkeys(curve.y_name for curve in report.curves))
+    if not y_names:
+        return
     figure = figure_module.Figure(figsize=(5.2 * len(y_names), 4.6), layout="constrained")
     names = list(dict.fromkeys(curve.name for curve in report.curves))
     for panel, y_name in zip(figure.subplots(1, len(y_names), squeeze=False)[0], y_names, strict=True):
@@ -51,7 +53,7 @@ def write_curves(report: EvaluationReport, path: Path) -> None:
             )
         panel.set_xlabel(report.x_name)
         panel.set_ylabel(f"{y_name} in %")
-        panel.set_ylim(-3, 103)
+        panel.set_ylim(-3, max(103, *panel.get_ylim()))
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
     handles, labels = figure.axes[0].get_legend_handles_labels()

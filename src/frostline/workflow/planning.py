@@ -114,8 +114,11 @@ class PlanInForce:
 
 @contextmanager
 def planned(config: RunConfig, work: Workload) -> Iterator[PlanInForce | None]:
-    """Treat a workload's model for `memory.budget`, and put it back; without a budget, do nothing."""
-    if not config.memory.budget:
+    """Treat a workload's model for `memory.budget`, and put it back.
+
+    Without a budget, do nothing, nor for a system that was built by treatments of its own.
+    """
+    if not config.memory.budget or isinstance(verbs_of(config), OwnTreatments):
         yield None
         return
     in_force = PlanInForce(work, config.memory.budget)

@@ -20,6 +20,7 @@ from frostline.workflow.planning import PlanInForce, planned
 from frostline.workflow.session import (
     SILENT,
     Device,
+    OwnPlan,
     RunObserver,
     TrainableSystem,
     new_directory,
@@ -52,7 +53,8 @@ def train(
     """Train, after the first step was audited.
 
     With `memory.budget`, a step that runs out of memory is undone, planned lower and made again: `plan.json` in `out`
-    is the plan that was last in force. Plans do not change the bits of what is trained.
+    is the plan that was last in force. The planner's plans do not change the bits of what is trained; a system with
+    treatments of its own is built by its own plan, which says its proof class, and ends where memory runs out.
 
     Args:
         config: Of any system.
@@ -145,8 +147,9 @@ def _introduce(
     found = audit_workload(work, system, accept=accept)
     report = measure(work.step, work.model, optimizers=work.optimizers, inputs=work.inputs)
     if group.is_main:
-        if in_force is not None:
-            _tell_plan(in_force.plan, out, observer)
+        plan = in_force.plan if in_force is not None else system.plan if isinstance(system, OwnPlan) else None
+        if plan is not None:
+            _tell_plan(plan, out, observer)
         observer.note(f"the first step was audited in {format_seconds(found.wall_seconds)}: {_told(found)}")
         peak, resident = format_bytes(report.peak_bytes), format_bytes(report.resident_bytes)
         observer.note(f"one step peaks at {peak}, {resident} of it there before: {report.peak_at}")

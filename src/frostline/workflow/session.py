@@ -88,6 +88,13 @@ class OwnTreatments(Protocol):
 
 
 @runtime_checkable
+class OwnPlan(Protocol):
+    """What a system also has that was built by a plan of its verbs' own (`OwnTreatments`)."""
+
+    plan: Plan | None
+
+
+@runtime_checkable
 class Generative(Protocol):
     """What the verbs of a system also have that makes something to look at."""
 

@@ -76,3 +76,24 @@ def test_one_output_for_all_is_left_alone():
     """A set is one input of many rows, of which there may well be a mean."""
     assert found_in(DILUTED["r1"], score=lambda scores: scores.sum()) != []  # a sum of outputs is not one output
     assert found_in(DILUTED["r1"], shape=(NUM_PIXELS, 3)) == []
+
+
+@pytest.mark.parametrize("penalty", [lambda g: g.pow(2).mean(), lambda g: g.norm(dim=1).mean()])
+def test_rows_of_a_weight_belong_to_no_output(penalty):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(1, 64), nn.Tanh(), nn.Linear(64, 1))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+
+    def step():
+        optimizer.zero_grad()
+        loss = (net(torch.randn(16, 1)) - 1).square().mean()
+        gradient = torch.autograd.grad(loss, [net[0].weight], create_graph=True)[0]
+        (loss + 0.1 * penalty(gradient)).backward()
+        optimizer.step()
+
+    assert [finding.code for finding in audit(step, net, optimizer).findings] == []
+
+
+def test_a_pair_of_inputs_an_output_is_a_convention():
+    """A critic of pairs judges two images at once; whether the mean is over pairs or images is a factor of two."""
+    assert found_in(DILUTED["r1"], shape=(2 * NUM_IMAGES, 3 * NUM_PIXELS), score=lambda s: s[::2] - s[1::2]) == []

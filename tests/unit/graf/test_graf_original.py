@@ -20,7 +20,7 @@ data:
   far: 4.5
   radius: 2.5
   v: "0.5, 0.4, 0.3, 0.2"
-ray_sampler: {N_samples: 1024}
+ray_sampler: {N_samples: 1024, scale_anneal: 0.0025}
 nerf: {N_samples: 64, N_importance: 16, raw_noise_std: 1., decrease_noise: True, netdepth: 8}
 ccsr: {enabled: "True,", num_latent_codes: "8,"}
 training:
@@ -54,6 +54,7 @@ def test_a_published_configuration_key_by_key(tmp_path):
     assert (system.rendering.background, system.rendering.density_noise_steps) == ("white", 5000)
     assert (system.ccsr.enabled, system.ccsr.num_views) == (True, 8)
     assert system.discriminator.r1_weight == pytest.approx(2 * 80 / 1024)
+    assert system.rays.scale_anneal_steps == 184839  # exp(-3 x 0.0025 x 184.839) = 1 / 4
     assert (system.optimizers.kind, system.optimizers.milestones) == ("rmsprop", (80000, 120000, 150000))
     assert (training.batch_size, training.learning_rate) == (8, 0.0006)
     for said in ("training.chunk is left out: chunks without recompute save nothing", "was divided by the number of",
@@ -88,7 +89,8 @@ def test_keys_lead_to_keys_that_are_there():
             "ray_sampler: {N_samples: 1000}",
             r"a patch of 1000 rays is no square[\s\S]*961 \(31 x 31\) or 1024",
         ),
-        ("a.yaml", "data: {v: low}", "a value cannot be converted"),
+        ("a.yaml", "data: {v: low}", "a value cannot be converted: data.v is 'low'"),
+        ("a.yaml", "training: {nworkers: many}", "a value cannot be converted: training.nworkers is 'many'"),
     ],
 )
 def test_what_cannot_be_converted(tmp_path, name, text, said):

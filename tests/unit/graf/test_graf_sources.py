@@ -93,6 +93,8 @@ def test_coil20_by_columns(tmp_path):
     assert opened(size=16, kind="coil20", path=str(file), objects=(7, 9)).read([0, 80]).shape == (2, 3, 16, 16)
     with pytest.raises(DataError, match="has other than 72 views"):
         opened(kind="coil20", path=str(file), objects=(1,))
+    with pytest.raises(ConfigError, match="no object was named"):
+        opened(kind="coil20", path=str(file), objects=())
     file.write_text("no file of matrices")
     with pytest.raises(DataError, match="not COIL-20's file"):
         opened(kind="coil20", path=str(file))
@@ -123,3 +125,35 @@ def test_views_give_their_angles(tmp_path):
     np.savez(tmp_path / "other.npz", pictures=images)
     with pytest.raises(DataError, match="no file of images and poses"):
         opened(kind="nerf", path=str(tmp_path / "other.npz"))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("empty", "no file of images and poses"),
+        ("torn", "no file of images and poses"),
+        ("floats", r"its images are float32 \(20, 4, 4, 3\)"),
+        ("transparent", r"its images are uint8 \(20, 4, 4, 4\)"),
+        ("too many", r"its poses are \(20, 4, 4\), for 24 images"),
+        ("flat poses", r"its poses are \(20, 17\)"),
+        ("few", "one in 10 of 3 images is tested: that leaves none to test"),
+        ("head over heels", "do not all look at the origin, upright"),
+    ],
+)
+def test_views_that_cannot_be_used(tmp_path, name, said):
+    poses, images = views()[2].numpy(), np.zeros((20, 4, 4, 3), np.uint8)
+    made = {
+        "floats": (images.astype(np.float32), poses),
+        "transparent": (np.zeros((20, 4, 4, 4), np.uint8), poses),
+        "too many": (np.zeros((24, 4, 4, 3), np.uint8), poses),
+        "flat poses": (images, np.zeros((20, 17))),
+        "few": (images[:3], poses[:3]),
+        "head over heels": (images, poses * np.array([-1, -1, 1, 1], np.float32)),
+    }
+    file = tmp_path / "scene.npz"
+    if name in made:
+        np.savez(file, images=made[name][0], poses=made[name][1])
+    else:
+        file.write_bytes(b"" if name == "empty" else b"PK\x03\x04 and no more")
+    with pytest.raises(DataError, match=said):
+        opened(4, kind="nerf", path=str(file))

@@ -23,6 +23,8 @@ from frostline.systems.graf.config import (
     OptimizersConfig,
     SamplesConfig,
 )
+from frostline.systems.graf.evaluation import evaluation_report
+from frostline.systems.graf.planning import _most
 from frostline.systems.graf.review import TRAINABLES, read_scores
 from frostline.systems.graf.system import GrafSystem
 from frostline.training import CheckpointStore, Group, RunLog, run
@@ -182,12 +184,45 @@ def test_half_precision_is_the_fields_alone():
     assert "16-mixed in the field's MLP alone" in system.notes()
 
 
+def test_the_most_rays_of_a_ladder():
+    """Where half as many save nothing, none below are traced."""
+    peaks, traced = {0: 90, 64: 70, 32: 50, 16: 40, 8: 40}, []
+
+    def peak(rays):
+        traced.append(rays)
+        return peaks[rays]
+
+    assert [_most([0, 64, 32, 16, 8, 4], peak, limit) for limit in (95, 70, 49, 10, 0)] == [0, 64, 16, 16, 16]
+    assert 4 not in traced and _most([0, 64, 32], {0: 5, 64: 5, 32: 5}.__getitem__, 1) == 0
+
+
+def test_notes_name_the_rays_of_a_budget():
+    system = GrafSystem(configured(), ALONE)
+    assert "16 rays an image, 64 rays at once, deferred recompute" in system.notes()
+    system.model.set_chunk_rays_(8)
+    assert "16 rays an image, 8 rays at once, deferred recompute" in system.notes()
+
+
+def test_reconstruction_says_which_images_were_seen():
+    config = configured(objective="reconstruction", data={"num_images": 8, "num_test": 4})
+    system = GrafSystem(config, ALONE)
+    assert evaluation_report(system, None).title.endswith("that training did not see")
+    system.scorer.test.seen = True
+    assert evaluation_report(system, None).title == "4 images of box, ring, cup, step that training saw"
+
+
 def test_what_cannot_be_used():
     for keys in ({"checkpoint": "none"}, {"frozen_dtype": "bfloat16"}):
         with pytest.raises(ConfigError, match=f"graf has no frozen part, and does not read memory.{next(iter(keys))}"):
             GrafSystem(replace(configured(), memory=MemoryConfig(**keys)), ALONE)
     with pytest.raises(ConfigError, match=r"the data set has 4 classes, the field 3"):
         GrafSystem(configured(field={"num_classes": 3}), ALONE)
+    with pytest.raises(ConfigError, match=r"all there is lies within 1 of the origin, 10 away from the camera"):
+        GrafSystem(configured(camera={"radius": 10.0}), ALONE)
+    GrafSystem(configured(camera={"radius": 10.0}, rendering={"bound_radius": 0.0}), ALONE)
+    alone = GrafSystem(configured(metrics={"num_images": 1, "feature_steps": 1}), ALONE)
+    with pytest.raises(ConfigError, match=r"there are 1 generated and 1 real ones"):
+        alone.scorer.score(alone.model.average)
 
 
 def test_every_key_of_a_run_is_read():

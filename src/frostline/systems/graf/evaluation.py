@@ -7,7 +7,7 @@ from pathlib import Path
 
 from frostline.records import Curve, EvaluationReport
 from frostline.systems.graf.metrics import Scorer, Scores
-from frostline.systems.graf.review import read_scores
+from frostline.systems.graf.review import BEST, read_scores
 from frostline.systems.graf.system import GrafSystem
 
 
@@ -16,13 +16,17 @@ def evaluation_report(system: GrafSystem, directory: Path | None) -> EvaluationR
 
     Args:
         system: With a run's values.
-        directory: The run's.
+        directory: The run's, or its best generator's.
     """
     scorer, source = system.scorer, system.source
     scores = scorer.score(system.model.average)
-    history = [] if directory is None else read_scores(directory)
+    history = []
+    if directory is not None:
+        history = read_scores(directory.parent if directory.name == BEST else directory)
     if scores.squared_error is not None:
-        title = f"{len(system.scorer.test.classes)} images of {source.names[0]} from poses that training did not see"
+        test = scorer.test
+        which = "that training saw" if test.seen else "that training did not see"
+        title = f"{len(test.classes)} images of {', '.join(source.names)} {which}"
         facts = {"PSNR in dB": scores.psnr_db or 0.0, "squared error": scores.squared_error}
         curves = _curve(history, "squared error", "share of the start's", lambda s: s.squared_error, relative=True)
     else:

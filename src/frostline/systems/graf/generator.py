@@ -224,6 +224,14 @@ def _image(values: Tensor, size: int) -> Tensor:
 
 
 def _check(config: GrafSystemConfig) -> None:
+    camera, bound = config.camera, config.rendering.bound_radius
+    if bound > 0 and not (camera.radius - bound < camera.far and camera.near < camera.radius + bound):
+        raise ConfigError(
+            f"rays are sampled from {camera.near:g} to {camera.far:g}, and all there is lies within {bound:g} of the"
+            f" origin, {camera.radius:g} away from the camera",
+            where="--system.camera.near, --system.camera.far, --system.camera.radius, --system.rendering.bound-radius",
+            do="sample round the radius, such as from radius - bound-radius to radius + bound-radius",
+        )
     ccsr = config.ccsr
     if not ccsr.enabled:
         return

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from frostline.errors import import_extra
+from frostline.errors import ConfigError, import_extra
 from frostline.systems.graf.camera import Poses
 from frostline.systems.graf.config import GrafConfig
 from frostline.systems.graf.features import FeatureNet, FileFeatures, train_feature_net
@@ -82,6 +82,7 @@ class Scorer:
 
         Raises:
             MissingExtraError: torchmetrics is not installed.
+            ConfigError: There is one image only.
         """
         if self._config.system.objective == "reconstruction":
             return Scores(squared_error=self._squared_error(generator))
@@ -109,6 +110,13 @@ class Scorer:
     def _distances(self, generated: Tensor) -> tuple[float, float]:
         real = self._real_rows()
         size = min(len(generated), len(real))
+        if size < 2:
+            raise ConfigError(
+                f"distances are between two or more images, and there are {len(generated)} generated and {len(real)}"
+                " real ones",
+                where="--system.metrics.num-images",
+                do="give 2 or more, or --system.metrics.every 0",
+            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed(4))  # of KID's subsets
             kid, fid = _distances_of(self.features, subset_size=max(2, size // 2))

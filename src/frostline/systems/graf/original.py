@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from frostline.config import ConfigSource
-from frostline.errors import ConfigError
+from frostline.errors import ConfigError, FrostlineError
 
 KEYS = {
     "data.datadir": "data.path",
@@ -22,7 +22,6 @@ KEYS = {
     "data.v": "data.prefix_elevations_degrees",
     "data.num_classes": "system.field.num_classes",
     "ray_sampler.min_scale": "system.rays.min_scale",
-    "ray_sampler.scale_anneal": "system.rays.scale_anneal_steps",
     "nerf.netdepth": "system.field.depth",
     "nerf.netwidth": "system.field.width",
     "nerf.multires": "system.field.point_frequencies",
@@ -48,8 +47,8 @@ KEYS = {
     "training.fid_every": "system.metrics.every",
     "training.save_best": "system.metrics.select",
 }
-"""Keys of the published code and the keys that take their places. What `imsize`, `N_samples` of the ray sampler and
-`reg_param` become depends on other keys: see `convert`."""
+"""Keys of the published code and the keys that take their places. What `imsize`, `N_samples` and `scale_anneal` of
+the ray sampler and `reg_param` become depends on other keys: see `convert`."""
 
 _LEFT_OUT = {
     "training.chunk": "chunks without recompute save nothing; see system.rendering.chunk_rays",
@@ -68,6 +67,7 @@ _LEFT_OUT = {
 }
 _MAX_WORKERS = 4
 _NOISE_STEPS = 5000
+_MIN_SCALE = 0.25
 
 
 def convert(path: Path) -> tuple[ConfigSource, list[str]]:
@@ -101,6 +101,8 @@ def convert(path: Path) -> tuple[ConfigSource, list[str]]:
         raise ConfigError("the published configuration is no mapping", where=str(path))
     try:
         keys, notes = _converted(_flat(document))
+    except FrostlineError:
+        raise
     except (ValueError, TypeError) as error:
         raise ConfigError(f"a value cannot be converted: {error}", where=str(path)) from None
     return ConfigSource("graf", _nested(keys), str(path)), notes
@@ -130,8 +132,7 @@ def _converted(given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         if key in _HANDLED:
             continue
         if key in KEYS:
-            convert_value = _VALUES.get(key)
-            keys[KEYS[key]] = convert_value(value) if convert_value else value
+            keys[KEYS[key]] = _one(key, value)
         else:
             notes.append(f"{key} is left out: {_LEFT_OUT.get(key, 'there is nothing like it')}")
     num_rays = int(given.get("ray_sampler.N_samples", 1024))
@@ -139,6 +140,12 @@ def _converted(given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     if keys.get("system.rendering.num_importance"):
         keys["system.rendering.coarse"] = "own"
         notes.append("nerf.N_importance: the coarse field is trained on its own picture; before, nothing trained it")
+    if "ray_sampler.scale_anneal" in given:
+        least, rate = float(given.get("ray_sampler.min_scale", _MIN_SCALE)), float(given["ray_sampler.scale_anneal"])
+        keys["system.rays.scale_anneal_steps"] = steps = _anneal_steps(least, rate)
+        notes.append(
+            f"ray_sampler.scale_anneal was an exponential's rate; now patches shrink linearly, in {steps} steps"
+        )
     if "training.reg_param" in given:
         weight = 2 * float(given["training.reg_param"]) / num_rays
         keys["system.discriminator.r1_weight"] = weight
@@ -150,6 +157,18 @@ def _converted(given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         notes.append(f"training.nworkers is {keys['data.num_workers']}: more than {_MAX_WORKERS} seldom load faster")
         keys["data.num_workers"] = _MAX_WORKERS
     return keys, notes
+
+
+def _one(key: str, value: Any) -> Any:
+    try:
+        return _VALUES.get(key, lambda value: value)(value)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{key} is {value!r}: {error}") from None
+
+
+def _anneal_steps(least: float, rate: float) -> int:
+    """The published bound was exp(-3 rate) every 1,000 steps; without a positive rate it was the least at once."""
+    return round(1000 * math.log(1 / least) / (3 * rate)) if rate > 0 and 0 < least < 1 else 0
 
 
 def _place_rays(keys: dict[str, Any], notes: list[str], num_rays: int, size: int, enlarged: bool) -> None:
@@ -193,11 +212,12 @@ _VALUES: dict[str, Callable[[Any], Any]] = {
     "nerf.decrease_noise": lambda value: _NOISE_STEPS if value else 0,
     "nerf.raw_noise_std": float,
     "ccsr.enabled": bool,
+    "training.nworkers": int,
     "training.optimizer": lambda value: "rmsprop" if value == "rmsprop" else "adam",
     "training.lr_anneal_every": lambda value: [int(step) for step in _numbers(value)],
     "training.save_best": _select,
 }
-_HANDLED = {"data.imsize", "ray_sampler.N_samples", "training.reg_param"}
+_HANDLED = {"data.imsize", "ray_sampler.N_samples", "ray_sampler.scale_anneal", "training.reg_param"}
 
 
 def _nested(keys: dict[str, Any]) -> dict[str, Any]:

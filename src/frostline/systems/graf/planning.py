@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -47,20 +46,17 @@ def plan_chunks(
         ladder = [0, *_numbers(model.generator.sampler.size**2 * config.training.batch_size)]
         if not budget:
             chunk_rays = config.system.rendering.chunk_rays
-        elif budget == "smallest":
-            chunk_rays = ladder[-1]
         else:
-            limit = parse_bytes(budget)
-            at = bisect_left(range(len(ladder)), True, key=lambda at: trace(ladder[at]).peak_bytes <= limit)
-            if at == len(ladder):
-                smallest = trace(ladder[-1])
+            limit = 0 if budget == "smallest" else parse_bytes(budget)
+            chunk_rays = _most(ladder, lambda rays: trace(rays).peak_bytes, limit)
+            smallest = trace(chunk_rays)
+            if smallest.peak_bytes > limit > 0:
                 raise BudgetError(
                     f"no plan fits {budget}: the smallest peak is {format_bytes(smallest.peak_bytes)},"
                     f" at {smallest.peak_at}",
                     smallest_bytes=smallest.peak_bytes,
                     do="raise the budget, or take a smaller batch, discriminator or field",
                 )
-            chunk_rays = ladder[at]
         chosen, plain = trace(chunk_rays), trace(0)
         keep = Treatment(unit=_UNIT, kind="keep")
         return Plan(
@@ -153,6 +149,19 @@ def _traces(
             return runner.run()
 
         yield model, trace
+
+
+def _most(ladder: list[int], peak: Callable[[int], int], limit: int) -> int:
+    """The first number whose peak is within a limit, or else the first with the smallest peak.
+
+    Tracing takes as long as there are chunks. Where half as many rays save nothing, the peak is elsewhere by now.
+    """
+    tried: list[int] = []
+    for rays in ladder:
+        tried.append(rays)
+        if peak(rays) <= limit or (len(tried) > 2 and peak(rays) >= peak(tried[-2])):
+            break
+    return rays if peak(rays) <= limit else min(tried, key=peak)
 
 
 def _numbers(num_rays: int) -> list[int]:

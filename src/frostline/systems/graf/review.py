@@ -23,6 +23,8 @@ from frostline.systems.graf.model import GrafModel
 from frostline.systems.graf.sampling import Pictures, sample, sheet
 
 TRAINABLES = "gan.safetensors"
+BEST = "best"
+"""Directory of the best generator, in its run's."""
 _SCORES = "scores.jsonl"
 
 
@@ -60,7 +62,7 @@ class Reviewer:
         self._directory.mkdir(parents=True, exist_ok=True)
         _replace(self._directory / _SCORES, "".join(lines).encode())
         if self._worth(scores) < min((self._worth(old) for _, old in before), default=float("inf")):
-            best = self._directory / "best"
+            best = self._directory / BEST
             best.mkdir(exist_ok=True)
             _replace(best / "config.yaml", dump_config(self._config).encode())
             state = {name: tensor.detach().cpu().contiguous() for name, tensor in trainable_state(model).items()}

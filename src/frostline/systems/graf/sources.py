@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -265,6 +266,7 @@ def open_coil20(data: GrafDataConfig, path: Path, *, size: int) -> ImageSource:
         size: Height and width that images are brought to.
 
     Raises:
+        ConfigError: No object was named.
         DataError: It is another file.
     """
     from scipy.io import loadmat
@@ -277,6 +279,8 @@ def open_coil20(data: GrafDataConfig, path: Path, *, size: int) -> ImageSource:
     except (ValueError, KeyError, TypeError, NotImplementedError, OSError, MatReadError) as error:
         raise DataError(f"not COIL-20's file of 32 x 32 pixels: {error}", where=str(path)) from None
     rows = [np.flatnonzero(numbers == number) for number in data.objects]
+    if not rows:
+        raise ConfigError("no object was named", where="--data.objects", do="give some of 1 to 20")
     if any(len(found) != _COIL_VIEWS for found in rows):
         raise DataError(
             f"an object of {data.objects} has other than {_COIL_VIEWS} views",
@@ -306,16 +310,12 @@ def open_views(data: GrafDataConfig, path: Path, *, split: Split, size: int) -> 
         size: Height and width that images are brought to.
 
     Raises:
-        DataError: It is another file, or has other cameras.
+        DataError: It is another file, has other cameras, or none to test.
     """
-    try:
-        with np.load(path) as file:
-            images, poses = torch.from_numpy(file["images"]), torch.from_numpy(file["poses"]).float()
-    except (ValueError, KeyError, OSError) as error:
-        raise DataError(f"no file of images and poses: {error}", where=str(path)) from None
+    images, poses = _read_views(path)
     places, back = poses[:, :3, 3], poses[:, :3, 2]
     distances = places.norm(dim=1)
-    upright = poses[:, 2, 0].abs().max() < 1e-3
+    upright = poses[:, 2, 0].abs().max() < 1e-3 and poses[:, 2, 1].min() > -1e-3
     looks = (places / distances[:, None] * back).sum(1).min() > 1 - 1e-4
     if not upright or not looks or distances.max() - distances.min() > 1e-2 * distances.mean():
         raise DataError(
@@ -324,8 +324,15 @@ def open_views(data: GrafDataConfig, path: Path, *, split: Split, size: int) -> 
             do="move the poses' origin to the middle of the object",
         )
     azimuth = torch.rad2deg(torch.atan2(places[:, 1], places[:, 0])) % 360
-    elevation = torch.rad2deg(torch.asin(places[:, 2] / distances))
+    elevation = torch.rad2deg(torch.asin((places[:, 2] / distances).clamp(-1, 1)))
     tested = torch.arange(len(images)) % data.test_every == data.test_every - 1
+    if tested.all() or not tested.any():
+        raise DataError(
+            f"one in {data.test_every} of {len(images)} images is tested: that leaves none to "
+            + ("train on" if tested.all() else "test"),
+            where=str(path),
+            do="check --data.test-every",
+        )
     rows = (tested if split == "test" else ~tested).nonzero()[:, 0]
     return ImageSource(
         _resized(images[rows].permute(0, 3, 1, 2), size),
@@ -335,6 +342,26 @@ def open_views(data: GrafDataConfig, path: Path, *, split: Split, size: int) -> 
         elevation[rows],
         seen=split == "train",
     )
+
+
+def _read_views(path: Path) -> tuple[Tensor, Tensor]:
+    """Images uint8 (N, H, W, 3) and poses float32 (N, 4, 4)."""
+    try:
+        with path.open("rb") as opened, np.load(opened) as file:
+            images, poses = torch.from_numpy(file["images"]), torch.from_numpy(file["poses"]).float()
+    except (ValueError, KeyError, TypeError, IndexError, OSError, EOFError, BadZipFile) as error:
+        raise DataError(f"no file of images and poses: {error}", where=str(path)) from None
+    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[-1] != 3:
+        raise DataError(
+            f"its images are {str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}",
+            where=str(path),
+            do="store them as uint8 (N, H, W, 3), transparent ones on the background's colour",
+        )
+    if poses.dim() != 3 or len(poses) != len(images) or poses.shape[1] < 3 or poses.shape[2] != 4:
+        raise DataError(
+            f"its poses are {tuple(poses.shape)}, for {len(images)} images", where=str(path), do="store (N, 4, 4)"
+        )
+    return images, poses
 
 
 def _pose_of(path: Path, known: dict[float, float]) -> tuple[float, float]:

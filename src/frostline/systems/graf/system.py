@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from frostline.config import MemoryConfig
 from frostline.errors import ConfigError
 from frostline.memory import Workload
-from frostline.records import Component
+from frostline.records import Component, Plan
 from frostline.systems.graf.batches import Batch, GrafDataset, collate
 from frostline.systems.graf.config import GrafConfig
 from frostline.systems.graf.metrics import Scorer
@@ -39,6 +39,7 @@ class GrafSystem:
     Attributes:
         model: Both players and the generator's average.
         phases: ``discriminator`` and ``generator``, in this order; in reconstruction the latter alone.
+        plan: What `memory.budget` made of it; None without one.
 
     Raises:
         ConfigError: A value that cannot be used.
@@ -50,6 +51,7 @@ class GrafSystem:
     def __init__(self, config: GrafConfig, group: Group, *, directory: Path | None = None) -> None:
         check_memory(config.memory)
         self.config, self.group, self.directory = config, group, directory
+        self.plan: Plan | None = None
         torch.manual_seed(config.training.seed)
         self.model = GrafModel(config.system, config.training.precision).to(group.device)
         self.source = self._open("train")
@@ -95,12 +97,12 @@ class GrafSystem:
         """What a reader of the run should know."""
         system, generator = self.config.system, self.model.generator
         per_epoch = self.batches().steps_per_epoch
-        rays, chunk = generator.sampler.size**2, system.rendering.chunk_rays
+        rays, chunk = generator.sampler.size**2, generator.chunk_rays  # a budget's, where there is one
         lines = [
             f"{len(self.source.classes):,} images of {len(self.source.names)} classes at {generator.whole_size} pixels,"
             f" {per_epoch} steps an epoch",
             f"{rays:,} rays an image"
-            + (f", {chunk} rays at once, {system.rendering.recompute} recompute" if chunk else ", all at once"),
+            + (f", {chunk} rays at once, {generator.recompute} recompute" if chunk else ", all at once"),
         ]
         if system.ccsr.enabled:
             sees = "its result" if system.ccsr.loss == "adversarial" else "the rendering"

@@ -34,7 +34,8 @@ def build(config: GrafConfig, group: Group, directory: Path | None) -> GrafSyste
     """The system a configuration describes; a budget decides how many rays go through the field at once."""
     system = GrafSystem(config, group, directory=directory)
     if config.memory.budget:
-        system.model.set_chunk_rays_(chunk_rays_of(plan(config)))
+        system.plan = plan(config)
+        system.model.set_chunk_rays_(chunk_rays_of(system.plan))
     return system
 
 
@@ -106,11 +107,11 @@ def peak_table(config: GrafConfig) -> PeakTable:
         system=system,
         image_size=system.camera.image_size,
     )
-    rendering = system.rendering
-    rows = [
-        *(row for row in tables.ROWS if row.name != "frostline"),
-        tables.Row(name="frostline", chunk_rays=rendering.chunk_rays, recompute=rendering.recompute),
-    ]
+    chunk_rays, recompute = system.rendering.chunk_rays, system.rendering.recompute
+    if config.memory.budget:
+        chunk_rays, recompute = chunk_rays_of(plan(config)), "deferred" if recompute == "none" else recompute
+    rows = [row for row in tables.ROWS if row.name != "frostline" and (system.ccsr.enabled or not row.published)]
+    rows.append(tables.Row(name="frostline", chunk_rays=chunk_rays, recompute=recompute))
     rows.append(replace(rows[-1], name="frostline, this run", precision=training.precision))
     if training.precision == "32-true":
         del rows[-2]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from frostline.config import TrainingConfig
 from frostline.errors import ConfigError
 from frostline.memory import Workload
-from frostline.records import Component
+from frostline.records import Component, Plan
 from frostline.systems.linet.batches import Batch
 from frostline.systems.linet.budget import Choice, choose_treatment
 from frostline.systems.linet.build import build_modality_dropout, build_network
@@ -40,6 +40,7 @@ class LinetSystem:
         model: The network.
         phases: One, ``network``.
         choice: The treatment that a budget asked for; None without one.
+        plan: The same as a plan.
 
     Raises:
         ConfigError: A value that cannot be used.
@@ -63,6 +64,7 @@ class LinetSystem:
         self.model.norm_stats = self.source.norm_stats
         synchronise_(self.model, group.world_size > 1 and config.system.batch_statistics == "all")
         self.choice: Choice | None = None
+        self.plan: Plan | None = None
         self.dropout = build_modality_dropout(config.system)
         self.phases: tuple[Phase, ...] = (network_phase(self.model, self.loss, config.training, group.device),)
 

@@ -37,6 +37,8 @@ def build(config: LinetConfig, group: Group, directory: Path | None) -> LinetSys
     system = LinetSystem(config, group)
     if config.memory.budget:
         system.choose(*_plain_blueprint(config, len(system.source.classes)))
+        assert system.choice is not None
+        system.plan = plan_of(system.choice, system.model, config.memory.budget)
     return system
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from frostline.errors import ConfigError
 from frostline.memory import Workload
-from frostline.records import Component
+from frostline.records import Component, Plan
 from frostline.systems.ti.batches import Batch, Latents, Progress, TiDataset, collate, open_sources
 from frostline.systems.ti.config import TiConfig, TiMemoryConfig
 from frostline.systems.ti.drawing import configured_sampling
@@ -44,6 +44,7 @@ class TiSystem:
         concepts: What trains.
         model: The transformer and the concepts.
         phases: One, ``concept``.
+        plan: What `memory.budget` made of it; None without one.
 
     Raises:
         ConfigError: A model, a file or a value that cannot be used.
@@ -57,6 +58,7 @@ class TiSystem:
     ) -> None:
         check_config(config)
         self.config, self.group, self.directory = config, group, directory
+        self.plan: Plan | None = None
         self.treatment = configured_treatment(config.memory) if treatment is None else treatment
         _check_treatment(self.treatment, config)
         self.image_model = find_image_model(config.system)

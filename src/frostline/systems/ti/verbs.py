@@ -30,8 +30,10 @@ _TEXT_TOKENS = 6  # of a caption of things
 
 def build(config: TiConfig, group: Group, directory: Path | None) -> TiSystem:
     """The system a configuration describes; a budget decides what is traded for memory."""
-    treatment = treatment_of(plan(config)) if config.memory.budget else None
-    return TiSystem(config, group, directory=directory, treatment=treatment)
+    own = plan(config) if config.memory.budget else None
+    system = TiSystem(config, group, directory=directory, treatment=None if own is None else treatment_of(own))
+    system.plan = own
+    return system
 
 
 def blueprint(config: TiConfig) -> tuple[Callable[[], nn.Module], Callable[[Any], Workload]]:
