@@ -254,6 +254,7 @@ def test_values_that_cannot_be_used_are_refused(directory):
     assert "the placeholders are <a>, <a>" in refused(**two)
     assert "has a dot" in refused(concept={"placeholder": ("<v1.0>",)})
     assert "is no placeholder" in refused(concept={"placeholder": ("star",)})
+    assert "no such thing: banana" in refused(data={"concept": ("banana",)})
     assert "does not read data.path" in refused(data={"path": ("cats",)})
     assert "does not read data.flip" in refused(data={"flip": True})
     assert "top_p 2" in refused(system={"sampling": SamplingConfig(top_p=2.0)})

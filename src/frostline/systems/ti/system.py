@@ -13,6 +13,7 @@ from torch import nn
 from frostline.errors import ConfigError
 from frostline.memory import Workload
 from frostline.records import Component, Plan
+from frostline.scenes import THINGS
 from frostline.systems.ti.batches import Batch, Latents, Progress, TiDataset, collate, open_sources
 from frostline.systems.ti.config import TiConfig, TiMemoryConfig
 from frostline.systems.ti.drawing import configured_sampling
@@ -271,6 +272,11 @@ def check_config(config: TiConfig) -> None:
         raise ConfigError(
             f"data.kind is things, which does not read data.{unread[0]}",
             do="add --data.kind folders, or leave it out",
+        )
+    unknown = [name for name in config.data.concept if name not in THINGS]
+    if config.data.kind == "things" and unknown:
+        raise ConfigError(
+            f"no such thing: {', '.join(unknown)}", where="--data.concept", do=f"choose from {', '.join(THINGS)}"
         )
     configured_sampling(config.system.sampling)
 
