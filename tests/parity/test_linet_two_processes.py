@@ -1,8 +1,5 @@
 """Two processes: with running statistics they are one with the whole batch; in training mode each has its own."""
 
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,6 +15,7 @@ from frostline.systems.linet.system import network_loss
 from frostline.systems.linet.treatment import Treatment
 from frostline.training import Group, Phase, constant, run_step
 from linet_parts import missing, samples, small_net
+from two_processes import results_of_both
 
 MODES = ("eval", "train", "together")
 STEPS, TREATMENT = 4, Treatment(recompute="outputs", stem_slices=2)
@@ -76,29 +74,7 @@ def child(directory):
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("two")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1",
-              "PYTHONPATH": str(Path(__file__).parents[1])}  # fmt: skip
-    children = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(directory)],
-            env={**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    try:
-        errors = [process.communicate(timeout=200)[1] for process in children]
-    finally:
-        for process in children:
-            process.kill()
-    files = [Path(directory) / f"{rank}.pt" for rank in (0, 1)]
-    assert all(file.exists() for file in files), errors
-    return [torch.load(file, weights_only=True) for file in files]
+    return results_of_both(__file__, tmp_path_factory.mktemp("two"))
 
 
 def farthest(mine, other):

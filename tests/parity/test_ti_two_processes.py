@@ -1,8 +1,5 @@
 """Two processes train the same vector as one with the whole batch."""
 
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +10,7 @@ import torch.distributed as dist
 from frostline.systems.ti.system import TiSystem
 from frostline.training import Group, run_step
 from ti_parts import ALONE, small_config, write_model
+from two_processes import results_of_both
 
 STEPS = 5
 # Adam divides by the gradient's own size: where that is nearly nothing, rounding moves a coordinate by a share of the
@@ -57,29 +55,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def results(model, tmp_path_factory):
-    out = tmp_path_factory.mktemp("two")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1",
-              "PYTHONPATH": str(Path(__file__).parents[1])}  # fmt: skip
-    children = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(model), str(out)],
-            env={**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    try:
-        errors = [process.communicate(timeout=200)[1] for process in children]
-    finally:
-        for process in children:
-            process.kill()
-    files = [out / f"{rank}.pt" for rank in (0, 1)]
-    assert all(file.exists() for file in files), errors
-    return [torch.load(file, weights_only=True) for file in files]
+    return results_of_both(__file__, tmp_path_factory.mktemp("two"), model)
 
 
 @pytest.mark.parametrize("case", CASES)

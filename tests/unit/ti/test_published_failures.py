@@ -1,8 +1,5 @@
 """What published plans of textual inversion get wrong, most of it silently: here it is right, or a clear error."""
 
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,6 +16,7 @@ from frostline.systems.ti.infinity.text import CompactText
 from frostline.systems.ti.pictures import Pictures
 from frostline.systems.ti.prompts import Prompt, Slot, Span
 from ti_stand_in import WIDTH, StandIn
+from two_processes import results_of_both
 
 LENGTHS = (5, 7, 4, 6)
 PROMPTS = [Prompt(f"prompt {n}", tuple(range(n)), (Span("<s>", 1, 1, "t5-output"),)) for n in LENGTHS]
@@ -257,29 +255,7 @@ def child(directory):
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("two")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1",
-              "PYTHONPATH": str(Path(__file__).parents[2])}  # fmt: skip
-    children = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(directory)],
-            env={**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    try:
-        errors = [process.communicate(timeout=200)[1] for process in children]
-    finally:
-        for process in children:
-            process.kill()
-    files = [Path(directory) / f"{rank}.pt" for rank in (0, 1)]
-    assert all(file.exists() for file in files), errors
-    return [torch.load(file, weights_only=True) for file in files]
+    return results_of_both(__file__, tmp_path_factory.mktemp("two"))
 
 
 def test_a_wrapper_round_a_frozen_model(ranks):
