@@ -8,7 +8,7 @@ from frostline.training.log import RunLog
 from frostline.training.loop import Observer, Reviewed, System, run
 from frostline.training.phase import Loss, Phase, Precision, autocast, check_ownership
 from frostline.training.schedule import Schedule, constant, cosine, milestones, one_cycle
-from frostline.training.step import run_step
+from frostline.training.step import bare_step, run_step
 
 __all__ = [
     "Batch",
@@ -28,6 +28,7 @@ __all__ = [
     "Schedule",
     "System",
     "autocast",
+    "bare_step",
     "check_ownership",
     "constant",
     "cosine",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,31 @@ from frostline.training.loading import Batch
 from frostline.training.phase import Phase
 
 _TOTAL = ""  # its key beside the terms, which have names
+
+
+def bare_step(phases: Sequence[Phase], micro_batches: Sequence[Batch]) -> Callable[[], Tensor]:
+    """What a step is made of, to be measured, audited and planned: no scaler, no clipping, no exchange, no record.
+
+    Args:
+        phases: One behind another, each with losses, backwards and an update of its optimizers.
+        micro_batches: Whose gradients add up in every phase.
+
+    Returns:
+        A function that makes the step and returns the last loss, without its graph.
+    """
+
+    def step() -> Tensor:
+        for phase in phases:
+            for batch in micro_batches:
+                with phase.autocast():
+                    loss = phase.loss(batch)
+                loss.total.backward()
+            for optimizer in phase.optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+        return loss.total.detach()
+
+    return step
 
 
 def run_step(phase: Phase, micro_batches: Sequence[Batch], group: Group) -> StepRecord:

@@ -2,9 +2,6 @@
 
 import dataclasses
 import json
-import os
-import socket
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +26,7 @@ from frostline.systems.graf.review import TRAINABLES, read_scores
 from frostline.systems.graf.system import GrafSystem
 from frostline.training import CheckpointStore, Group, RunLog, run
 from graf_parts import small
+from two_processes import results_of_both
 
 ALONE = Group(torch.device("cpu"))
 QUIET = {"metrics": {"every": 0}, "samples": {"every": 0}}
@@ -107,24 +105,10 @@ def test_micro_batches_are_the_batch(tmp_path):
 
 
 def test_two_processes_are_one(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1",
-              "PYTHONPATH": str(Path(__file__).parents[2])}  # fmt: skip
-    command = [sys.executable, __file__, str(tmp_path / "two")]
-    children = [
-        subprocess.Popen(command, env={**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank}) for rank in "01"
-    ]
+    results = results_of_both(__file__, tmp_path / "two")
     start = state(GrafSystem(TWO, ALONE))
     alone = state(train(TWO, tmp_path / "one"))
     assert all((alone[name] - value).abs().max() > 5e-6 for name, value in start.items() if name.endswith("weight"))
-    try:
-        assert [child.wait(timeout=500) for child in children] == [0, 0]
-    finally:
-        for child in children:
-            child.kill()
-    results = [torch.load(tmp_path / f"two/state{rank}.pt", weights_only=True) for rank in (0, 1)]
     for name, value in alone.items():
         assert torch.equal(results[0][name], results[1][name]), name
         if value.is_floating_point():
@@ -239,5 +223,5 @@ if __name__ == "__main__":
     place = Path(sys.argv[1])
     processes = Group.open("cpu")
     trained = state(train(TWO, place, processes))
-    torch.save(trained, place / f"state{processes.rank}.pt")
+    torch.save(trained, place / f"{processes.rank}.pt")
     processes.close()

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from frostline.config import MemoryConfig
@@ -23,7 +23,7 @@ from frostline.systems.graf.model import GrafModel
 from frostline.systems.graf.objective import discriminator_loss, generator_loss, reconstruction_loss
 from frostline.systems.graf.review import Reviewer
 from frostline.systems.graf.sources import Source, open_source
-from frostline.training import BatchStream, Group, Loss, Phase, Schedule, constant, cosine, milestones
+from frostline.training import BatchStream, Group, Loss, Phase, Schedule, bare_step, constant, cosine, milestones
 
 _DISCRIMINATOR, _GENERATOR = 0, 1  # a batch's draws
 
@@ -216,19 +216,8 @@ def graf_phases(model: GrafModel, config: GrafConfig, device: torch.device) -> t
 
 def training_step(model: GrafModel, phases: tuple[Phase, ...], batch: Batch) -> Workload:
     """One step of each phase on a batch."""
-
-    def step() -> Tensor:
-        for phase in phases:
-            with phase.autocast():
-                loss = phase.loss(batch)
-            loss.total.backward()
-            for optimizer in phase.optimizers:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-        return loss.total.detach()
-
     optimizers = tuple(optimizer for phase in phases for optimizer in phase.optimizers)
-    return Workload(step=step, model=model, optimizers=optimizers, inputs=batch.tensors())
+    return Workload(step=bare_step(phases, [batch]), model=model, optimizers=optimizers, inputs=batch.tensors())
 
 
 def _optimizer(player: nn.Module, config: GrafConfig, learning_rate: float) -> Optimizer:

@@ -7,7 +7,7 @@ from contextlib import closing
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from frostline.config import TrainingConfig
 from frostline.errors import ConfigError
@@ -24,7 +24,7 @@ from frostline.systems.linet.network import LINet
 from frostline.systems.linet.objectives import classification_loss
 from frostline.systems.linet.sources import CHANNELS, STREAMS, Source
 from frostline.systems.linet.streams import stream_parameters
-from frostline.training import BatchStream, Group, Loss, Phase, Sample, constant, cosine
+from frostline.training import BatchStream, Group, Loss, Phase, Sample, bare_step, constant, cosine
 
 _TEST_BATCH = 64
 
@@ -207,16 +207,7 @@ def network_phase(model: LINet, loss: Callable[[Batch], Loss], training: Trainin
 
 def training_step(model: LINet, phase: Phase, batch: Batch) -> Workload:
     """One step on a batch."""
-
-    def step() -> Tensor:
-        with phase.autocast():
-            loss = phase.loss(batch)
-        loss.total.backward()
-        for optimizer in phase.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        return loss.total.detach()
-
+    step = bare_step([phase], [batch])
     return Workload(step=step, model=model, optimizers=phase.optimizers, inputs=[*batch.streams, batch.labels])
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from frostline.errors import ConfigError
 from frostline.memory import Workload
@@ -19,7 +18,7 @@ from frostline.systems.ti.objective import concept_loss
 from frostline.systems.ti.prompts import Slot
 from frostline.systems.ti.text_encoder import TextEncoder
 from frostline.systems.ti.texts import TextSource
-from frostline.training import Loss, Phase, constant, cosine
+from frostline.training import Loss, Phase, bare_step, constant, cosine
 
 
 def concept_slots(config: TiConfig) -> tuple[Slot, ...]:
@@ -109,19 +108,8 @@ def concept_phase(
 
 def training_step(model: TiModel, phase: Phase, batches: Sequence[Batch]) -> Workload:
     """One step of a phase on one micro-batch or several, whose gradients add up."""
-
-    def step() -> Tensor:
-        for batch in batches:
-            with phase.autocast():
-                loss = phase.loss(batch)
-            loss.total.backward()
-        for optimizer in phase.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        return loss.total.detach()
-
     inputs = [tensor for batch in batches for tensor in (batch.bits, batch.inputs)]
-    return Workload(step=step, model=model, optimizers=phase.optimizers, inputs=inputs)
+    return Workload(step=bare_step([phase], batches), model=model, optimizers=phase.optimizers, inputs=inputs)
 
 
 def _num_pictures(batch: Batch) -> float:
